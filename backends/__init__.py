@@ -1,0 +1,1 @@
+"""Engines, one folder each, found by the registry."""

@@ -1,0 +1,1 @@
+"""Real Megatron-Core behind the engine interface."""

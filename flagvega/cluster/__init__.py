@@ -1,0 +1,1 @@
+"""Nodes, devices and links; where they come from."""

@@ -1,0 +1,1 @@
+"""What stands between unlike meshes: resharding and the bridge. Rank side."""

@@ -1,0 +1,48 @@
+"""What an engine must offer, and the registry that finds engines. No engine is named here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from flagvega.cluster.nodes import Cluster
+from flagvega.config.keys import Key
+from flagvega.config.spec import Spec
+from flagvega.errors import Fault
+from flagvega.layout.job import Job
+from flagvega.layout.plan import Boundary, Mesh, Plan
+from flagvega.layout.request import LayoutRequest
+from flagvega.registry import Registry
+
+
+class Engine(Protocol):
+    """The control side of an engine: pure functions of the spec, no torch."""
+
+    name: str
+
+    def keys(self) -> Mapping[str, Key]:
+        """Every engine argument that this engine knows, supported or not."""
+
+    def check(self, spec: Spec) -> Sequence[Fault]:
+        """Faults of the arguments that need no plan."""
+
+    def request(self, spec: Spec) -> LayoutRequest:
+        """The layout that the YAML gives by hand."""
+
+    def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
+        """Why this mesh cannot run the spec's model, or None."""
+
+    def legal_boundary(self, spec: Spec, sender: Mesh, receiver: Mesh, boundary: Boundary) -> str | None:
+        """Why these meshes cannot be neighbours, or None."""
+
+    def check_plan(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
+        """Faults of a whole plan: what no single mesh shows."""
+
+    def construct(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
+        """What the installed engine's own configuration classes refuse, asked in a child process."""
+
+    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
+        """Commands for every node."""
+
+
+engines: Registry[Engine] = Registry("engine", folder="backends", module="engine", group="flagvega.engines")

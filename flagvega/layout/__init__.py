@@ -1,0 +1,1 @@
+"""Plan, mesh, stage and job: frozen, JSON, checked; no search in here."""

@@ -1,0 +1,1 @@
+"""Chip vendors, one folder each, found by the registry."""
