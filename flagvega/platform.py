@@ -1,17 +1,26 @@
 """What a chip vendor's folder must offer, and the registry that finds them. No vendor is named here.
 
 ``hardware/<vendor>/platform.py`` (no torch) binds ``platform``, an instance of a Platform;
-``hardware/<vendor>/device.py`` (torch, rank side) binds ``device``, a Device.
+``hardware/<vendor>/device.py`` (torch, rank side) binds ``device``, a Device;
+``hardware/<vendor>/chips.yaml`` holds the vendor's chips (:func:`read_chips`).
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from flagvega.errors import ConfigError, Fault
 from flagvega.registry import Registry
 
 if TYPE_CHECKING:
@@ -33,6 +42,9 @@ class Chip:
     """Intra-node link, per device and direction."""
     source: str = ""
     certainty: str = ""
+    """``read`` (in a tool, a page or a table), ``said`` (by one third party), ``memory``."""
+    note: str = ""
+    """Conflicts between sources, cells that are from memory, cards that are two devices."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,8 @@ class Platform(ABC):
     """What torch.distributed calls the vendor's collectives (``gloo``, ``nccl``, ``hccl``)."""
     visible_devices_env: tuple[str, ...] = ()
     """Variables that select devices for a process; all are set alike."""
+    precedence: int = 0
+    """When it is asked for devices: own modules 0, those that pose as another vendor 1, that vendor 2, the host 3."""
     tested: bool = False
     """False: never run on hardware by us."""
 
@@ -72,17 +86,20 @@ class Platform(ABC):
     def detect(self) -> Sequence[FoundDevice]:
         """The devices of this host; empty when there are none or no driver."""
 
-    @abstractmethod
     def chips(self) -> Mapping[str, Chip]:
-        """The vendor's chips by name, from its ``chips.yaml``."""
+        """The vendor's chips by name, from the ``chips.yaml`` beside its platform.
 
-    @abstractmethod
+        The first is named like the vendor and has no facts: any device that the file does not list.
+        """
+        return read_chips(Path(inspect.getfile(type(self))).with_name("chips.yaml"), self.name)
+
     def env(self, chip: str, local: int, num_local: int) -> Mapping[str, str]:
         """Environment that a rank on the ``local``-th device of this host needs."""
+        return {}
 
-    @abstractmethod
     def telemetry(self, index: int) -> Telemetry:
-        """A reading of device ``index``."""
+        """A reading of device ``index``; empty where no tool tells."""
+        return Telemetry()
 
     def versions(self) -> Mapping[str, str]:
         """Drivers and libraries by name."""
@@ -120,3 +137,91 @@ class Device(ABC):
 
 
 platforms: Registry[Platform] = Registry("platform", folder="hardware", module="platform", group="flagvega.platforms")
+
+
+_GIB = 2**30
+_OTHER_PARTS = re.compile(r"[ -](Ti|Super|D|Laptop|Mobile|Max-Q|MIG)\b", re.IGNORECASE)
+"""Words that, right behind a chip's name, make it another chip or a slice of it."""
+
+
+@cache
+def read_chips(path: Path, vendor: str) -> Mapping[str, Chip]:
+    """Chips of a ``chips.yaml`` by name, led by the vendor's unlisted chip.
+
+    Entries: ``name``, ``aliases``, ``memory_gib``, ``bandwidth_gb_s``, ``peak_tflops`` (by dtype),
+    ``link_gb_s``, ``source``, ``certainty``, ``note``; what is unknown is left out.
+    """
+    entries = yaml.safe_load(path.read_text()) or []
+    return {vendor: Chip(vendor, vendor)} | {entry["name"]: _chip(entry, vendor) for entry in entries}
+
+
+def _chip(entry: Mapping[str, Any], vendor: str) -> Chip:
+    peaks = {dtype: tflops * 1e12 for dtype, tflops in entry.get("peak_tflops", {}).items()}
+    memory, bandwidth, link = (entry.get(key) for key in ("memory_gib", "bandwidth_gb_s", "link_gb_s"))
+    return Chip(
+        name=entry["name"],
+        vendor=vendor,
+        aliases=tuple(str(alias) for alias in entry.get("aliases", ())),
+        memory_bytes=None if memory is None else round(memory * _GIB),
+        memory_bytes_per_s=None if bandwidth is None else bandwidth * 1e9,
+        peak_flops=peaks or None,
+        link_bytes_per_s=None if link is None else link * 1e9,
+        source=entry.get("source", ""),
+        certainty=entry.get("certainty", ""),
+        note=entry.get("note", ""),
+    )
+
+
+def match_chip(device_name: str, chips: Iterable[Chip], memory_bytes: int | None = None) -> Chip | None:
+    """The chip that a driver's device name means, or None.
+
+    Names sit inside names (H20, H200, GH200), so whole words are matched and the longest name wins;
+    of chips that share it, the one with the nearest memory. A longer model name ("3090 Ti") is another chip.
+    """
+    found: list[tuple[int, float, Chip]] = []
+    for chip in chips:
+        for name in (chip.name, *chip.aliases):
+            match = re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", device_name, re.IGNORECASE)
+            if match and not _OTHER_PARTS.match(device_name, match.end()):
+                distance = abs((chip.memory_bytes or 0) - (memory_bytes or 0))
+                found.append((-len(name), distance, chip))
+    return min(found, key=lambda item: item[:2])[2] if found else None
+
+
+def all_chips() -> dict[str, Chip]:
+    """Every chip of every platform by name."""
+    return {name: chip for vendor in platforms.names() for name, chip in platforms.get(vendor).chips().items()}
+
+
+def find_chip(name: str) -> Chip:
+    """The chip of that name or alias, in any case; ConfigError with the nearest names when there is none."""
+    chips = all_chips()
+    wanted = name.casefold()
+    if wanted in chips:
+        return chips[wanted]
+    found = [chip for chip in chips.values() if wanted in {alias.casefold() for alias in chip.aliases}]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(Fault(f"chip '{name}' is ambiguous", fix=f"write one of: {_names(found)}"))
+    spellings = {alias.casefold(): chip for chip in chips.values() for alias in (*chip.aliases, chip.name)}
+    near = [spellings[match] for match in difflib.get_close_matches(wanted, spellings, n=5, cutoff=0.5)]
+    fix = f"did you mean {_names(near)}?" if near else f"platforms: {', '.join(platforms.names())}"
+    raise ConfigError(Fault(f"unknown chip '{name}'", fix=fix))
+
+
+def _names(chips: Iterable[Chip]) -> str:
+    return ", ".join(dict.fromkeys(chip.name for chip in chips))
+
+
+def detect_devices() -> list[FoundDevice]:
+    """The devices of this host: accelerators of every vendor, or the CPU when there are none."""
+    found: list[FoundDevice] = []
+    for platform in sorted(map(platforms.get, platforms.names()), key=lambda platform: platform.precedence):
+        if platform.precedence < HOST_PRECEDENCE or not found:
+            found += platform.detect()
+    return found
+
+
+HOST_PRECEDENCE = 3
+"""Platforms that stand for the host itself: devices only where there is no accelerator."""

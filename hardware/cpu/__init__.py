@@ -1,0 +1,1 @@
+"""The plain CPU: always there, as many ranks as you like."""
