@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flagvega.layout.plan import Recompute
@@ -44,3 +45,5 @@ class LayoutRequest:
     """Boundaries with an extra micro-batch in flight; None: those between unlike chips."""
     wire_dtype: str | None = None
     chunk_bytes: int = 0
+    where: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where the user wrote ``meshes``, ``layer_split``, ``micro_batch_size``, ``recompute``: for messages."""
