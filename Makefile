@@ -1,0 +1,49 @@
+# make demo | test | lint | bench | fuzz | docs | clean. Each makes .venv ready first, if it is not.
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+ACTION ?= run
+
+.PHONY: help venv demo test test-slow lint bench fuzz docs clean
+
+help:
+	@echo "make demo       train a small Llama over three unlike meshes of emulated chips"
+	@echo "make test       the tests (about ten minutes on two cores)"
+	@echo "make test-slow  the tests marked slow"
+	@echo "make lint       ruff, mypy, import-linter, bandit"
+	@echo "make bench      start-up time, and overhead over a bare megatron-core loop"
+	@echo "make fuzz       random layouts against the one-process run, for hours"
+	@echo "make docs       write the generated pages of docs/ anew"
+	@echo "make clean      remove what builds and runs left behind (not .venv)"
+
+venv:
+	@tools/venv.sh
+
+demo: venv
+	@$(PYTHON) tools/demo_data.py
+	@$(PYTHON) run.py --config-path examples/llama/conf --config-name demo action=$(ACTION)
+
+test: venv
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: venv
+	$(PYTHON) -m pytest -m slow
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/bandit -q -c pyproject.toml -r flagvega backends hardware tools run.py
+
+bench: venv
+	$(PYTHON) tools/bench/startup.py
+	$(PYTHON) tools/bench/train_overhead.py
+
+fuzz: venv
+	HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest tests/rank -k random --timeout=0
+
+docs: venv
+	$(PYTHON) -m flagvega.config.docs
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache outputs
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
