@@ -1,0 +1,235 @@
+"""The pipeline's transport: hands activations forward and gradients back between stages.
+
+A drop-in for Megatron-Core's point-to-point object (same methods, ``pp_group``, ``config``). Inside a
+mesh a tensor goes whole to the rank with the same coordinates; between meshes it is resharded
+(:mod:`flagvega.comm.reshard`), through host memory where the chips have no common collectives.
+Receives are posted ahead, sends are never waited for inside a step: transfers overlap compute.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from flagvega.comm.reshard import Piece, exchange_pieces
+from flagvega.layout.plan import Boundary, Plan
+from flagvega.layout.ranks import Place, num_slow, stage_places
+
+
+class StageGroup:
+    """Stands in for the pipeline's process group, of which only rank() and size() are asked."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._rank, self._size = rank, size
+
+    def rank(self) -> int:
+        """Position in the chain."""
+        return self._rank
+
+    def size(self) -> int:
+        """Length of the chain."""
+        return self._size
+
+
+def schedule_group(plan: Plan, stage: int) -> StageGroup:
+    """The stage as the schedule sees it: each slow boundary counts as one more stage.
+
+    The 1F1B warm-up of stage s is ``size - rank - 1``, so a stage holds one more micro-batch for
+    every slow boundary downstream of it; first and last stage stay first and last.
+    """
+    return StageGroup(stage + num_slow(plan, stage), len(plan.stages) + num_slow(plan))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every activation of a run has in common."""
+
+    sequence: int
+    hidden: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Neighbour:
+    """One side of a stage: exchanges micro-batches with the stage before or after it."""
+
+    def __init__(self, me: Place, boundary: Boundary, others: Sequence[Place], shape: Shape, samples: int, tp_group: Any,
+                 take_group: Any, give_group: Any) -> None:  # fmt: skip
+        self.me, self.shape, self.tp_group = me, shape, tp_group
+        self.take_group, self.give_group = take_group, give_group
+        self.staged = boundary.transport == "bridge" and shape.device.type != "cpu"
+        self.wire = getattr(torch, boundary.wire_dtype) if boundary.wire_dtype else shape.dtype
+        self.same_mesh = others[0].mesh.id == me.mesh.id
+        self.num_samples = samples // me.mesh.dp
+        self.local_sequence = shape.sequence // me.mesh.cp
+        self.owned_sequence = self.local_sequence // me.mesh.tp
+        if self.same_mesh:
+            peer = next(other for other in others if (other.dp, other.cp, other.tp) == (me.dp, me.cp, me.tp))
+            rows = self.owned_sequence if me.mesh.sp else self.local_sequence
+            self.pieces: tuple[Piece, ...] = (Piece(peer.rank, ((0, rows),), (0, self.num_samples)),)
+        else:
+            self.pieces = exchange_pieces(me, tuple(others), shape.sequence, samples)
+        self.sending: deque[tuple[Any, torch.Tensor]] = deque()
+        self.inbox: deque[list[tuple[Any, torch.Tensor]]] = deque()
+        self.expected = 0
+        self.bytes_sent = 0
+
+    def expect(self, num_messages: int, depth: int) -> None:
+        """Post receives for the first ``depth`` of the step's messages; each take posts another."""
+        self.expected = num_messages
+        for _ in range(depth):
+            self._post()
+
+    def _post(self) -> None:
+        if self.expected == 0:
+            return
+        self.expected -= 1
+        device = torch.device("cpu") if self.staged else self.shape.device
+        message = []
+        for piece in self.pieces:
+            buffer = torch.empty(piece.num_rows, piece.num_samples, self.shape.hidden, dtype=self.wire, device=device)
+            message.append((dist.irecv(buffer, piece.peer, group=self.take_group), buffer))
+        self.inbox.append(message)
+
+    def take(self) -> torch.Tensor:
+        """The next tensor from this side, as the rank's layers want it."""
+        message = self.inbox.popleft()
+        for work, _ in message:
+            work.wait()
+        self._post()
+        if self.same_mesh:
+            return self._land(message[0][1])
+        rows = torch.empty(self.owned_sequence, self.num_samples, self.shape.hidden, dtype=self.wire,
+                           device=message[0][1].device)  # fmt: skip
+        for piece, (_, buffer) in zip(self.pieces, message, strict=True):
+            offset = 0
+            for start, stop in piece.rows:
+                rows[start:stop, slice(*piece.samples)] = buffer[offset : offset + stop - start]
+                offset += stop - start
+        return self._gather(self._land(rows))
+
+    def _land(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.shape.device, self.shape.dtype)
+
+    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.me.mesh.sp or self.me.mesh.tp == 1:
+            return rows
+        whole = rows.new_empty(self.local_sequence, self.num_samples, self.shape.hidden)
+        dist.all_gather_into_tensor(whole, rows, group=self.tp_group)
+        return whole
+
+    def give(self, tensor: torch.Tensor, scale: float = 1.0) -> None:
+        """Start sending a tensor of this rank to this side."""
+        while self.sending and self.sending[0][0].is_completed():
+            self.sending.popleft()
+        tensor = tensor.detach()
+        if scale != 1.0:
+            tensor = tensor * scale
+        offset = 0 if self.same_mesh or self.me.mesh.sp else self.me.tp * self.owned_sequence
+        for piece in self.pieces:
+            parts = [tensor[offset + start : offset + stop, slice(*piece.samples)] for start, stop in piece.rows]
+            block = parts[0] if len(parts) == 1 else torch.cat(parts)
+            block = block.to("cpu" if self.staged else block.device, self.wire).contiguous()
+            self.bytes_sent += block.numel() * block.element_size()
+            self.sending.append((dist.isend(block, piece.peer, group=self.give_group), block))
+
+    def finish(self) -> None:
+        """Wait until everything that was given has left."""
+        while self.sending:
+            self.sending.popleft()[0].wait()
+
+
+class Pipe:
+    """Both sides of a rank's stage, in the words that Megatron-Core's 1F1B schedule uses."""
+
+    virtual_pipeline_model_parallel_size = None
+
+    def __init__(self, plan: Plan, me: Place, config: Any, sequence: int, device: torch.device, tp_group: Any,
+                 groups: Sequence[tuple[Any, Any]]) -> None:  # fmt: skip
+        """``groups[i]`` carries boundary i forward and backward (None: the default group).
+
+        Two groups, because receives are posted ahead: on one ordered communicator, two ranks that
+        both receive first would wait for each other for ever. ``config`` is the engine's.
+        """
+        self.config = config
+        self.pp_group = schedule_group(plan, me.stage.id)
+        shape = Shape(sequence, config.hidden_size, config.pipeline_dtype, device)
+
+        def neighbour(other: int, boundary: int, take_group: Any, give_group: Any) -> Neighbour:
+            others = stage_places(plan, other)
+            return Neighbour(me, plan.boundaries[boundary], others, shape, plan.batch.samples, tp_group, take_group,
+                             give_group)  # fmt: skip
+
+        stage = me.stage.id
+        self.before = self.after = None
+        if stage > 0:
+            forward, backward = groups[stage - 1]
+            self.before = neighbour(stage - 1, stage - 1, take_group=forward, give_group=backward)
+        if stage + 1 < len(plan.stages):
+            forward, backward = groups[stage]
+            self.after = neighbour(stage + 1, stage, take_group=backward, give_group=forward)
+        self.depth = 1 + num_slow(plan)
+        self.backward_scale = 1.0
+        if self.before is not None and plan.batch.loss == "mean":
+            # A mean loss is averaged over the receiver's own replicas: see docs/mathematics.md.
+            earlier = stage_places(plan, stage - 1)[0].mesh
+            self.backward_scale = earlier.dp * earlier.cp / (me.mesh.dp * me.mesh.cp)
+
+    def begin(self, num_micro_batches: int, forward_only: bool = False) -> None:
+        """Post the first receives of a step."""
+        if self.before is not None:
+            self.before.expect(num_micro_batches, self.depth)
+        if self.after is not None and not forward_only:
+            self.after.expect(num_micro_batches, self.depth)
+
+    def finish(self) -> None:
+        """The step is over: let the last sends leave."""
+        for side in (self.before, self.after):
+            if side is not None:
+                side.finish()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this rank has handed to its neighbours so far."""
+        return sum(side.bytes_sent for side in (self.before, self.after) if side is not None)
+
+    # The schedule's words. Shapes are known from the plan and need not be asked.
+
+    def recv_forward(self, shapes: Any, is_first_stage: bool) -> list[torch.Tensor | None]:
+        """The next activation, or None on the first stage."""
+        return [None if self.before is None else self.before.take().requires_grad_()]
+
+    def recv_backward(self, shapes: Any, is_last_stage: bool) -> list[torch.Tensor | None]:
+        """The gradient of the oldest activation sent, or None on the last stage."""
+        return [None if self.after is None else self.after.take()]
+
+    def send_forward(self, outputs: Any, is_last_stage: bool) -> None:
+        """Hand an activation to the next stage."""
+        if self.after is not None:
+            self.after.give(_single(outputs))
+
+    def send_backward(self, gradients: Any, is_first_stage: bool) -> None:
+        """Hand the gradient of an input to the stage before."""
+        if self.before is not None:
+            self.before.give(_single(gradients), self.backward_scale)
+
+    def send_forward_recv_backward(self, outputs: Any, shapes: Any, is_last_stage: bool) -> list[torch.Tensor | None]:
+        """Both, as the steady state of 1F1B asks."""
+        self.send_forward(outputs, is_last_stage)
+        return self.recv_backward(shapes, is_last_stage)
+
+    def send_backward_recv_forward(self, gradients: Any, shapes: Any, is_first_stage: bool) -> list[torch.Tensor | None]:
+        """Both, as the steady state of 1F1B asks."""
+        self.send_backward(gradients, is_first_stage)
+        return self.recv_forward(shapes, is_first_stage)
+
+
+def _single(tensors: Any) -> torch.Tensor:
+    tensor = tensors[0] if isinstance(tensors, list) else tensors
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
