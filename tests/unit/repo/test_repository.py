@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from setuptools import find_namespace_packages
+
+from tests.conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+def pins(file: Path) -> dict[str, str]:
+    """Version of every package that a requirements file names, included files too."""
+    found: dict[str, str] = {}
+    for line in file.read_text().splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r "):
+            found |= pins(file.parent / line[3:])
+        elif line:
+            requirement = Requirement(line)
+            found[canonicalize_name(requirement.name)] = str(requirement.specifier)
+    return found
+
+
+@pytest.mark.parametrize("file", REQUIREMENTS, ids=lambda file: file.name)
+def test_every_requirement_is_pinned_exactly(file: Path) -> None:
+    loose = {name: version for name, version in pins(file).items() if not re.fullmatch(r"==[\w.]+", version)}
+    assert loose == {}
+
+
+def test_no_two_files_pin_one_package_differently() -> None:
+    seen: dict[str, str] = {}
+    for file in REQUIREMENTS:
+        for name, version in pins(file).items():
+            assert seen.setdefault(name, version) == version, f"{file.name}: {name}"
+
+
+def test_the_pins_satisfy_what_the_package_asks_for() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [Requirement(line) for line in PROJECT["project"]["dependencies"] + extras["train"]]
+    pinned = pins(ROOT / "requirements" / "train.txt") | pins(ROOT / "requirements" / "torch.txt")
+    for requirement in asked:
+        version = pinned[canonicalize_name(requirement.name)].removeprefix("==")
+        assert requirement.specifier.contains(version), requirement
+
+
+def test_what_is_installed_is_what_is_pinned() -> None:
+    from importlib.metadata import version
+
+    pinned = pins(ROOT / "requirements" / "dev.txt") | pins(ROOT / "requirements" / "torch.txt")
+    installed = {name: f"=={version(name).split('+')[0]}" for name in pinned}
+    assert installed == pinned
+
+
+def test_every_folder_with_code_is_a_package_that_gets_installed() -> None:
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = set(find_namespace_packages(str(ROOT), include=include))
+    folders = {path.parent for top in ("flagvega", "backends", "hardware") for path in (ROOT / top).rglob("*.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} <= packages
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_every_folder_of_a_vendor_is_found_by_the_registry() -> None:
+    from flagvega.platform import platforms
+
+    folders = {path.parent.name for path in (ROOT / "hardware").glob("*/chips.yaml")}
+    assert folders <= set(platforms.names())
