@@ -1,0 +1,1 @@
+"""From a job to scripts that can be printed, checked and started."""

@@ -1,0 +1,66 @@
+"""Which host of the job this is, and where the ranks of all hosts meet."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from flagvega.config.spec import Runner
+from flagvega.errors import ConfigError, Fault
+
+DEFAULT_PORT = 29500
+NODE_RANK_ENVS = ("NODE_RANK", "PET_NODE_RANK", "GROUP_RANK", "RANK")
+ADDRESS_ENVS = ("MASTER_ADDR", "PET_MASTER_ADDR")
+PORT_ENVS = ("MASTER_PORT", "PET_MASTER_PORT")
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """The meeting point of a job's hosts. A job of one host may leave the port open (0)."""
+
+    num_nodes: int = 1
+    node: int | None = 0
+    """Which host this is; None when it cannot be told."""
+    address: str = LOOPBACK
+    port: int = 0
+
+
+def find_rendezvous(runner: Runner, hosts: Sequence[str], environ: Mapping[str, str]) -> Rendezvous:
+    """From ``experiment.runner``, else from the variables that clusters and torchrun set, else from host names."""
+    if len(hosts) == 1:
+        return Rendezvous(node=_only_node(runner, hosts[0]), port=runner.master_port or 0)
+    node = runner.node_rank
+    if node is None:
+        node = _number(environ, NODE_RANK_ENVS)
+    if node is None:
+        node = next((i for i, host in enumerate(hosts) if is_this_host(host)), None)
+    if node is not None and not 0 <= node < len(hosts):
+        what = f"node rank {node} is not one of the {len(hosts)} hosts"
+        raise ConfigError(Fault(what, "experiment.runner.node_rank", f"0 to {len(hosts) - 1}"))
+    address = runner.master_addr or next((environ[name] for name in ADDRESS_ENVS if environ.get(name)), hosts[0])
+    port = runner.master_port or _number(environ, PORT_ENVS) or DEFAULT_PORT
+    return Rendezvous(len(hosts), node, address, port)
+
+
+def _only_node(runner: Runner, host: str) -> int | None:
+    return 0 if runner.node_rank == 0 or is_this_host(host) else None
+
+
+def _number(environ: Mapping[str, str], names: Sequence[str]) -> int | None:
+    for name in names:
+        if value := environ.get(name):
+            if value.isdecimal():
+                return int(value)
+            raise ConfigError(Fault(f"{value!r} is not a number", where=f"environment variable {name}"))
+    return None
+
+
+def is_this_host(host: str) -> bool:
+    """Whether a name or an address is this machine's."""
+    if host in ("localhost", LOOPBACK, "::1", socket.gethostname(), socket.getfqdn()):
+        return True
+    return any(host == address.address for addresses in psutil.net_if_addrs().values() for address in addresses)

@@ -1,0 +1,1 @@
+"""A started job: its directory, its supervisor, its end."""
