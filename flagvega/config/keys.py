@@ -15,6 +15,7 @@ class Key:
     default: Any = None
     choices: tuple[Any, ...] = ()
     target: str = ""
-    """``Class.field``, ``not Class.field``, ``loop`` (ours) or ``unsupported``."""
+    """``Class.field`` (several: blank between), ``not Class.field``, ``loop`` (our rank program), ``plan`` (the
+    layout), ``ignored`` (accepted with a warning) or ``unsupported``."""
     note: str = ""
-    """For an unsupported key: why, and what to write instead."""
+    """For an ignored or unsupported key: why, and what to write instead."""
