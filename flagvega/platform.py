@@ -87,10 +87,7 @@ class Platform(ABC):
         """The devices of this host; empty when there are none or no driver."""
 
     def chips(self) -> Mapping[str, Chip]:
-        """The vendor's chips by name, from the ``chips.yaml`` beside its platform.
-
-        The first is named like the vendor and has no facts: any device that the file does not list.
-        """
+        """The vendor's chips by name, from the ``chips.yaml`` beside its platform."""
         return read_chips(Path(inspect.getfile(type(self))).with_name("chips.yaml"), self.name)
 
     def env(self, chip: str, local: int, num_local: int) -> Mapping[str, str]:
@@ -100,6 +97,10 @@ class Platform(ABC):
     def telemetry(self, index: int) -> Telemetry:
         """A reading of device ``index``; empty where no tool tells."""
         return Telemetry()
+
+    def link(self, index: int) -> str:
+        """How device ``index`` is connected, in words; empty where no tool tells."""
+        return ""
 
     def versions(self) -> Mapping[str, str]:
         """Drivers and libraries by name."""
@@ -125,11 +126,29 @@ class Device(ABC):
     def namespace(self) -> ModuleType | Any:
         """What answers ``torch.cuda``'s questions (current_device, streams, events, rng, memory)."""
 
-    def pace(self, kind: str, flops: float, num_bytes: float) -> None:  # noqa: B027
-        """A piece of work is done: an emulated chip waits until its own time for it has passed."""
+    def begin(self) -> None:  # noqa: B027
+        """Work begins now: what the rank waited for before this was not its chip's work."""
+
+    def pace(self, kind: str, flops: float, num_bytes: float, tp: int = 1) -> None:  # noqa: B027
+        """A piece of work is done: an emulated chip waits until its own time for it has passed.
+
+        :param kind: ``embedding_fwd``, ``layer_fwd``, ``layer_bwd``, ``head_fwd``, ``head_bwd``,
+            ``optimizer``, ``collective`` or ``transfer``.
+        :param flops: this rank's share.
+        :param num_bytes: bytes that this rank moves, in its memory or over its link.
+        :param tp: over how many ranks the matrices are cut.
+        """
+
+    def duration_s(self, kind: str, flops: float, num_bytes: float, tp: int = 1) -> float:
+        """Seconds that an emulated chip needs for this work; 0 on real chips, which take the time they take."""
+        return 0.0
 
     def begin_step(self, step: int) -> None:  # noqa: B027
-        """A training step begins (emulated chips limit memory in the first two)."""
+        """A training step begins, counted from 0 in this process (emulated chips limit memory in the first two)."""
+
+    def timing_verdict(self) -> str:
+        """Why the timings of this run do not count; empty when they do."""
+        return ""
 
     def peak_bytes(self) -> int:
         """Most bytes of tensors held so far on the device."""
@@ -142,17 +161,19 @@ platforms: Registry[Platform] = Registry("platform", folder="hardware", module="
 _GIB = 2**30
 _OTHER_PARTS = re.compile(r"[ -](Ti|Super|D|Laptop|Mobile|Max-Q|MIG)\b", re.IGNORECASE)
 """Words that, right behind a chip's name, make it another chip or a slice of it."""
+_MEMORY_TOLERANCE = 0.15
+"""Drivers show up to this share less or more memory than the box says."""
 
 
 @cache
 def read_chips(path: Path, vendor: str) -> Mapping[str, Chip]:
-    """Chips of a ``chips.yaml`` by name, led by the vendor's unlisted chip.
+    """Chips of a ``chips.yaml`` by name.
 
     Entries: ``name``, ``aliases``, ``memory_gib``, ``bandwidth_gb_s``, ``peak_tflops`` (by dtype),
     ``link_gb_s``, ``source``, ``certainty``, ``note``; what is unknown is left out.
     """
     entries = yaml.safe_load(path.read_text()) or []
-    return {vendor: Chip(vendor, vendor)} | {entry["name"]: _chip(entry, vendor) for entry in entries}
+    return {entry["name"]: _chip(entry, vendor) for entry in entries}
 
 
 def _chip(entry: Mapping[str, Any], vendor: str) -> Chip:
@@ -173,19 +194,20 @@ def _chip(entry: Mapping[str, Any], vendor: str) -> Chip:
 
 
 def match_chip(device_name: str, chips: Iterable[Chip], memory_bytes: int | None = None) -> Chip | None:
-    """The chip that a driver's device name means, or None.
+    """The chip that a driver's device name means, or None: an unknown chip is better than a wrong one.
 
-    Names sit inside names (H20, H200, GH200), so whole words are matched and the longest name wins;
-    of chips that share it, the one with the nearest memory. A longer model name ("3090 Ti") is another chip.
+    Names sit inside names (H20, H200, GH200), so whole words are matched and the longest name wins.
+    A longer model name ("3090 Ti"), a slice ("MIG") or other memory is another chip.
     """
-    found: list[tuple[int, float, Chip]] = []
+    found: list[tuple[int, Chip]] = []
     for chip in chips:
+        if memory_bytes and chip.memory_bytes and abs(memory_bytes / chip.memory_bytes - 1) > _MEMORY_TOLERANCE:
+            continue
         for name in (chip.name, *chip.aliases):
             match = re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", device_name, re.IGNORECASE)
             if match and not _OTHER_PARTS.match(device_name, match.end()):
-                distance = abs((chip.memory_bytes or 0) - (memory_bytes or 0))
-                found.append((-len(name), distance, chip))
-    return min(found, key=lambda item: item[:2])[2] if found else None
+                found.append((len(name), chip))
+    return max(found, key=lambda item: item[0])[1] if found else None
 
 
 def all_chips() -> dict[str, Chip]:

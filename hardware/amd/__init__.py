@@ -1,0 +1,1 @@
+"""AMD: a ROCm build of torch shows its devices as torch.cuda. Untested on hardware."""

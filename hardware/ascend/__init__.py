@@ -1,0 +1,1 @@
+"""Huawei Ascend: torch_npu. Untested on hardware."""

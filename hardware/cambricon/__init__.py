@@ -1,0 +1,1 @@
+"""Cambricon MLU: torch_mlu. Untested on hardware."""

@@ -1,0 +1,1 @@
+"""Enflame GCU: torch_gcu. Untested on hardware."""

@@ -1,0 +1,1 @@
+"""Iluvatar CoreX: a build of torch that shows its devices as torch.cuda. Untested on hardware."""

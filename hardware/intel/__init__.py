@@ -1,0 +1,1 @@
+"""Intel GPUs: torch's own xpu device. Untested on hardware."""

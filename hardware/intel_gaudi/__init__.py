@@ -1,0 +1,1 @@
+"""Intel Gaudi: habana_frameworks. Untested on hardware."""

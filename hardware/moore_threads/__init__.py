@@ -1,0 +1,1 @@
+"""Moore Threads MUSA: torch_musa. Untested on hardware."""
