@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes .venv ready: creates it when missing, installs when requirements or pyproject.toml changed,
-# and otherwise says nothing and takes no time.
+# and otherwise says nothing and takes no time. With --check it only tells, by its exit code.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
@@ -12,6 +12,7 @@ state() { cat requirements/*.txt pyproject.toml tools/venv.sh | sha256sum; }
 if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(state)" ]; then
     exit 0
 fi
+[ "${1:-}" != --check ] || exit 1
 
 find_python() {
     for name in python3.11 python3; do

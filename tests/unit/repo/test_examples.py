@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flagvega.cli import main
+from tests.checkout import project_files
+from tests.conftest import ROOT
+
+EXPERIMENTS = project_files("examples/*/conf/*.yaml")
+RANKS = {
+    "aquila/train_hetero": 16,
+    "cluster/two_vendors": 64,
+    "gpt/mixed": 4,
+    "gpt/one": 1,
+    "llama/demo": 5,
+    "mixtral/tiny": 4,
+    "qwen/qwen2_5_0_5b": 8,
+    "qwen/qwen2_5_7b": 16,
+    "qwen/qwen2_5_72b": 64,
+}
+
+
+def name(path: Path) -> str:
+    """``llama/demo`` of ``examples/llama/conf/demo.yaml``."""
+    return f"{path.parts[1]}/{path.stem}"
+
+
+def test_every_example_is_listed_here() -> None:
+    assert {name(path) for path in EXPERIMENTS} == set(RANKS)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_an_example_validates_and_dryruns(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    argv = ["--config-path", str(path.parent), "--config-name", path.stem, "action=dryrun", "output=json"]
+    assert main(argv) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert sum(node["num_ranks"] for node in document["nodes"]) == RANKS[name(path)]
