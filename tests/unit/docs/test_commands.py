@@ -26,7 +26,7 @@ class Shown:
 
 
 def shown(page: str) -> list[Shown]:
-    """All commands of a page in order; every line of a ``bash`` block is one, the ``$`` lines of a ``console`` block."""
+    """All commands of a page in order: the lines of ``bash`` blocks, the ``$`` lines of ``console`` blocks."""
     found: list[Shown] = []
     for language, text in BLOCK.findall((ROOT / page).read_text()):
         for line in text.splitlines():
