@@ -144,7 +144,7 @@ class Device(ABC):
         return 0.0
 
     def begin_step(self, step: int) -> None:  # noqa: B027
-        """A training step begins, counted from 0 in this process (emulated chips limit memory in the first two)."""
+        """A training step begins (emulated chips limit memory in the first two of a process)."""
 
     def timing_verdict(self) -> str:
         """Why the timings of this run do not count; empty when they do."""
