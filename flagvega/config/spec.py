@@ -5,32 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Task:
-    """``experiment.task``."""
+    """``experiment.task``: what is to be done, and by which engine."""
 
-    type: str = "train"
+    type: Literal["train"] = "train"
+    """What to do."""
     backend: str = "megatron"
+    """The engine that does it."""
     entrypoint: str | None = None
+    """FlagScale's training script: read, and replaced by the engine's own program."""
 
 
 @dataclass(frozen=True)
 class Runner:
     """``experiment.runner``: where ranks start."""
 
-    type: str = "local"
-    backend: str = "torchrun"
+    type: Literal["local", "ssh", "cloud"] = "local"
+    """`local`: this machine. `ssh` and `cloud` are FlagScale's words for several hosts: the same command is
+    typed on each of them."""
+    backend: Literal["torchrun"] = "torchrun"
+    """What starts the ranks of a host."""
     hostfile: str | None = None
-    nnodes: int = 1
-    nproc_per_node: int | None = None
-    node_rank: int | None = None
+    """A file with a line `host slots=8 type=A800` for each host."""
+    nnodes: int = field(default=1, metadata={"minimum": 1})
+    """Hosts of the run."""
+    nproc_per_node: int | None = field(default=None, metadata={"minimum": 1})
+    """Ranks of a host; without it, one for each device."""
+    node_rank: int | None = field(default=None, metadata={"minimum": 0})
+    """Which of the hosts this is, from 0."""
     master_addr: str | None = None
-    master_port: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Other keys, as they stand."""
+    """Name or address of host 0."""
+    master_port: int | None = field(default=None, metadata={"minimum": 1, "maximum": 65535})
+    """Port of host 0 where the others join; without it, a free one (one host) or the launcher's own."""
+    options: Mapping[str, Any] = field(default_factory=dict, metadata={"ours": True})
+    """FlagScale's other keys, as they stand; nothing here acts on them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,9 @@ class Commands:
     """``experiment.cmds``: the only shell text there is."""
 
     before_start: str = ""
+    """Shell text run on each host before its ranks start, in the same shell."""
     after_stop: str = ""
+    """Shell text run on each host after its ranks have ended."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,14 @@ class Spec:
     exp_dir: Path
     task: Task
     runner: Runner
-    envs: Mapping[str, Any]
+    envs: Mapping[str, str]
     cmds: Commands
     arguments: Mapping[str, Any]
-    """Engine arguments that the user gave, flat, hyphens as ``_``."""
+    """Engine arguments that the user gave, flat, hyphens as ``_``, of the types that the engine's keys have."""
     blocks: Mapping[str, Mapping[str, Any]]
-    """Our own top-level blocks: plan, cluster, bridge, profile, tune, report."""
+    """Those of our own top-level blocks that were given; keys left out have their defaults, None is left out."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Key path (``train.model.num_layers``) or argument (``num_layers``) -> ``file:line key.path``."""
     composed: Mapping[str, Any] = field(default_factory=dict)
-    """The whole configuration as composed, references to the environment unresolved."""
+    """The whole configuration as composed, references unresolved, secrets redacted: what may be written to a file."""
     warnings: tuple[str, ...] = ()

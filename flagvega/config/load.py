@@ -1,0 +1,92 @@
+"""From a command line to a spec, in two steps: what is written, then what it means to the engine it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flagvega.config.arguments import argument_homes, read_arguments
+from flagvega.config.command import Command
+from flagvega.config.compose import compose_files
+from flagvega.config.draft import Draft, make_draft
+from flagvega.config.experiment import check_top_level, exp_dir, homes, read_blocks, read_experiment_block
+from flagvega.config.flagscale import drop_unused
+from flagvega.config.keys import Key
+from flagvega.config.report import Report
+from flagvega.config.spec import Spec
+from flagvega.errors import ConfigError, Fault
+
+
+def read_experiment(command: Command) -> Draft:
+    """Compose the YAML files and the command line's changes.
+
+    :raises ConfigError: when a file is missing, is not YAML, or holds what is never read.
+    """
+    config, places = compose_files(command)
+    return make_draft(config, Report(places))
+
+
+def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
+    """Judge every key of a draft; ``keys`` are the arguments of the engine that it names.
+
+    :raises ConfigError: with all faults.
+    """
+    report = _start(draft, homes() | argument_homes(keys, draft.values))
+    values, dropped = drop_unused(draft.values, report)
+    check_top_level(values, report)
+    experiment = read_experiment_block(values, dropped, report)
+    blocks = read_blocks(values, report)
+    arguments, paths = read_arguments(values, keys, report)
+    report.raise_faults()
+    assert experiment is not None
+    return Spec(
+        name=experiment.exp_name,
+        exp_dir=exp_dir(experiment),
+        task=experiment.task,
+        runner=experiment.runner,
+        envs=experiment.envs,
+        cmds=experiment.cmds,
+        arguments=arguments,
+        blocks=blocks,
+        where=dict(draft.places) | {name: report.place(path) for name, path in paths.items()},
+        composed=draft.composed,
+        warnings=tuple(report.warnings),
+    )
+
+
+def load_spec(command: Command, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
+    """Both steps; ``keys_of`` gives an engine's arguments by the engine's name.
+
+    :raises ConfigError: with all faults; when there is no such engine, with those of everything but its arguments.
+    """
+    draft = read_experiment(command)
+    try:
+        keys = keys_of(draft.backend)
+    except ConfigError as error:
+        report = _start(draft, homes())
+        place = report.place("experiment.task.backend")
+        report.faults += [Fault(fault.what, fault.where or place, fault.fix) for fault in error.faults]
+        values, dropped = drop_unused(draft.values, report)
+        read_experiment_block(values, dropped, report)
+        read_blocks(values, report)
+        raise ConfigError(report.faults) from error
+    return build_spec(draft, keys)
+
+
+def find_exp_dir(draft: Draft) -> Path:
+    """Where the run of a draft is; asks for nothing but that, so that a run can be stopped whatever else is wrong.
+
+    :raises ConfigError: when the experiment itself cannot be read.
+    """
+    report = _start(draft, homes())
+    needed = {report.place("experiment.exp_name"), report.place("experiment.exp_dir")}
+    report.faults = [fault for fault in report.faults if fault.where in needed]
+    values, dropped = drop_unused(draft.values, Report(draft.places))
+    experiment = read_experiment_block(values, dropped, report)
+    report.raise_faults()
+    assert experiment is not None
+    return exp_dir(experiment)
+
+
+def _start(draft: Draft, words: Mapping[str, str]) -> Report:
+    return Report(draft.places, words, list(draft.faults), list(draft.warnings))

@@ -1,0 +1,49 @@
+"""Keeps secrets out of what is written to files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+REDACTED: Final = "<redacted>"
+
+_SECRET: Final = re.compile(
+    r"(^|_)(tokens?|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|secret|auth|ssh)_?keys?|auth)"
+    r"($|_)",
+    re.IGNORECASE,
+)
+_HARMLESS: Final = re.compile(
+    r"(^|_)tokens$|^(num|max|min|special|per|pad|eod|eos|bos|unk|mask|class|cls|vision|image)_|_(cls|class|pad|eod|eos|bos)_|"
+    r"^use_|^disable_|^add_|^no_|^log_|^moe_|^calculate_|_(loss|file|id|ids|size|dropping|dispatcher_type|count|type)$",
+    re.IGNORECASE,
+)
+_USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
+_REFERENCE: Final = re.compile(r"\$\{\s*(?:oc\.)?env:\s*\w+\s*\}")
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key's name says that its value is a secret (``WANDB_API_KEY``, not ``num_tokens``)."""
+    key = key.replace("-", "_")
+    return bool(_SECRET.search(key)) and not _HARMLESS.search(key)
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """A copy without secrets: values of secret-looking keys, and user names and passwords inside URLs.
+
+    References to environment variables are names, not values: they stay.
+    """
+    if isinstance(value, Mapping):
+        return {name: redact(item, str(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(item, key) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret(key) and not is_reference(value):
+        return REDACTED
+    return _USER_INFO.sub("", value) if isinstance(value, str) else value
+
+
+def is_reference(value: Any) -> bool:
+    """Whether a value is only a reference to an environment variable, without a default."""
+    return not value or bool(isinstance(value, str) and _REFERENCE.fullmatch(value.strip()))
