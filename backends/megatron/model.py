@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from backends.megatron.arguments import config_fields
 from backends.megatron.attention import CoreAttention
+from backends.megatron.construct import transformer_config
 from backends.megatron.norm import Norm
 from flagvega.layout.plan import Plan
 from flagvega.layout.ranks import Place, stage_chunks
@@ -17,45 +16,28 @@ from flagvega.layout.ranks import Place, stage_chunks
 
 def build_config(arguments: Mapping[str, Any], plan: Plan, me: Place, device: torch.device) -> Any:
     """The rank's TransformerConfig: the user's arguments, the plan's degrees, the device's limits."""
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    fields = config_fields(arguments, "TransformerConfig")
-    dtype = torch.bfloat16 if fields.get("bf16") else torch.float16 if fields.get("fp16") else torch.float32
     interleaved = plan.schedule == "interleaved"
-    fields |= {
-        "tensor_model_parallel_size": me.mesh.tp,
-        "context_parallel_size": me.mesh.cp,
-        "expert_model_parallel_size": me.mesh.ep,
-        "expert_tensor_parallel_size": me.mesh.etp,
-        "sequence_parallel": me.mesh.sp,
-        "pipeline_model_parallel_size": len(plan.stages),
-        "virtual_pipeline_model_parallel_size": len(plan.chain) // len(plan.stages) if interleaved else None,
-        "pipeline_model_parallel_layout": _layer_layout(plan) if len(plan.stages) > 1 else None,
-        "overlap_p2p_comm": interleaved,
-        "batch_p2p_comm": not interleaved,
-        "pipeline_dtype": dtype,
-        "params_dtype": dtype,
-        "perform_initialization": True,
-        "use_cpu_initialization": False,
-        "init_method": _keep,  # weights.py draws the values
-        "output_layer_init_method": _keep,
-        "embedding_init_method": _keep,
-        "calculate_per_token_loss": plan.batch.loss == "token",
-        "variable_seq_lengths": False,
-        "deallocate_pipeline_outputs": True,
-    }
-    fields |= recompute_fields(me, 0)
-    if device.type != "cuda":
-        fields |= dict.fromkeys(CUDA_KERNELS, False)
-    known = {field.name for field in dataclasses.fields(TransformerConfig)}
-    return TransformerConfig(**{name: value for name, value in fields.items() if name in known})
-
-
-CUDA_KERNELS = (
-    "gradient_accumulation_fusion bias_activation_fusion bias_dropout_fusion masked_softmax_fusion apply_rope_fusion "
-    "persist_layer_norm cross_entropy_loss_fusion"
-).split()
-"""TransformerConfig's switches that need CUDA."""
+    return transformer_config(
+        arguments,
+        fused=device.type == "cuda",
+        tensor_model_parallel_size=me.mesh.tp,
+        context_parallel_size=me.mesh.cp,
+        expert_model_parallel_size=me.mesh.ep,
+        expert_tensor_parallel_size=me.mesh.etp,
+        sequence_parallel=me.mesh.sp,
+        pipeline_model_parallel_size=len(plan.stages),
+        virtual_pipeline_model_parallel_size=len(plan.chain) // len(plan.stages) if interleaved else None,
+        pipeline_model_parallel_layout=_layer_layout(plan) if len(plan.stages) > 1 else None,
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        use_cpu_initialization=False,
+        init_method=_keep,  # weights.py draws the values
+        output_layer_init_method=_keep,
+        embedding_init_method=_keep,
+        calculate_per_token_loss=plan.batch.loss == "token",
+        deallocate_pipeline_outputs=True,
+        **recompute_fields(me, 0),
+    )
 
 
 def _keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,7 +61,9 @@ def _layer_layout(plan: Plan) -> list[list[str]]:
     ]
 
 
-def build_model(arguments: Mapping[str, Any], config: Any, plan: Plan, me: Place, groups: Any, device: torch.device) -> list[Any]:
+def build_model(
+    arguments: Mapping[str, Any], config: Any, plan: Plan, me: Place, groups: Any, device: torch.device
+) -> list[Any]:
     """One GPTModel per chunk of the rank's stage, on ``device``, weights not yet drawn."""
     from megatron.core.models.gpt import GPTModel
 
@@ -93,7 +77,6 @@ def build_model(arguments: Mapping[str, Any], config: Any, plan: Plan, me: Place
             max_sequence_length=arguments["max_position_embeddings"],
             pre_process=chunk.embedding,
             post_process=chunk.head,
-            fp16_lm_cross_entropy=arguments["fp16_lm_cross_entropy"],
             share_embeddings_and_output_weights=plan.tied_embeddings,
             position_embedding_type=arguments["position_embedding_type"],
             rotary_percent=arguments["rotary_percent"],

@@ -9,7 +9,7 @@ import torch
 
 def mend() -> None:
     """Apply every repair; each is inert where the defect is not."""
-    for repair in (name_missing_gemm, convert_split_sizes, admit_missing_engine, separate_adam_steps):
+    for repair in (name_missing_gemm, convert_split_sizes, admit_missing_engine):
         repair()
 
 
@@ -41,23 +41,3 @@ def admit_missing_engine() -> None:
 
     if not isinstance(multi_latent_attention.TELinear, type):
         multi_latent_attention.HAVE_TE = False
-
-
-def separate_adam_steps() -> None:
-    """torch's Adam keeps a ``step`` per parameter; distrib_optimizer.py shares one and forgets it at :940.
-
-    One shared tensor counts a step once per parameter: no error, a wrong bias correction.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
-
-    def set_states_and_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        if "step" in state:
-            state["step"] = state["step"].clone()
-            tensors = {"step": state["step"].clone(), **tensors}
-        return set_states(self, model_param, tensors)
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states_and_step

@@ -8,17 +8,15 @@ Receives are posted ahead, sends are never waited for inside a step: transfers o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from flagvega.comm.reshard import Piece, exchange_pieces
-from flagvega.layout.plan import Boundary, Plan
+from flagvega.comm.neighbour import Neighbour, Shape
+from flagvega.layout.plan import Plan
 from flagvega.layout.ranks import Place, num_slow, stage_places
+from flagvega.platform import Device
 
 
 class StageGroup:
@@ -45,111 +43,13 @@ def schedule_group(plan: Plan, stage: int) -> StageGroup:
     return StageGroup(stage + num_slow(plan, stage), len(plan.stages) + num_slow(plan))
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What every activation of a run has in common."""
-
-    sequence: int
-    hidden: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Neighbour:
-    """One side of a stage: exchanges micro-batches with the stage before or after it."""
-
-    def __init__(self, me: Place, boundary: Boundary, others: Sequence[Place], shape: Shape, samples: int, tp_group: Any,
-                 take_group: Any, give_group: Any) -> None:  # fmt: skip
-        self.me, self.shape, self.tp_group = me, shape, tp_group
-        self.take_group, self.give_group = take_group, give_group
-        self.staged = boundary.transport == "bridge" and shape.device.type != "cpu"
-        self.wire = getattr(torch, boundary.wire_dtype) if boundary.wire_dtype else shape.dtype
-        self.same_mesh = others[0].mesh.id == me.mesh.id
-        self.num_samples = samples // me.mesh.dp
-        self.local_sequence = shape.sequence // me.mesh.cp
-        self.owned_sequence = self.local_sequence // me.mesh.tp
-        if self.same_mesh:
-            peer = next(other for other in others if (other.dp, other.cp, other.tp) == (me.dp, me.cp, me.tp))
-            rows = self.owned_sequence if me.mesh.sp else self.local_sequence
-            self.pieces: tuple[Piece, ...] = (Piece(peer.rank, ((0, rows),), (0, self.num_samples)),)
-        else:
-            self.pieces = exchange_pieces(me, tuple(others), shape.sequence, samples)
-        self.sending: deque[tuple[Any, torch.Tensor]] = deque()
-        self.inbox: deque[list[tuple[Any, torch.Tensor]]] = deque()
-        self.expected = 0
-        self.bytes_sent = 0
-
-    def expect(self, num_messages: int, depth: int) -> None:
-        """Post receives for the first ``depth`` of the step's messages; each take posts another."""
-        self.expected = num_messages
-        for _ in range(depth):
-            self._post()
-
-    def _post(self) -> None:
-        if self.expected == 0:
-            return
-        self.expected -= 1
-        device = torch.device("cpu") if self.staged else self.shape.device
-        message = []
-        for piece in self.pieces:
-            buffer = torch.empty(piece.num_rows, piece.num_samples, self.shape.hidden, dtype=self.wire, device=device)
-            message.append((dist.irecv(buffer, piece.peer, group=self.take_group), buffer))
-        self.inbox.append(message)
-
-    def take(self) -> torch.Tensor:
-        """The next tensor from this side, as the rank's layers want it."""
-        message = self.inbox.popleft()
-        for work, _ in message:
-            work.wait()
-        self._post()
-        if self.same_mesh:
-            return self._land(message[0][1])
-        rows = torch.empty(self.owned_sequence, self.num_samples, self.shape.hidden, dtype=self.wire,
-                           device=message[0][1].device)  # fmt: skip
-        for piece, (_, buffer) in zip(self.pieces, message, strict=True):
-            offset = 0
-            for start, stop in piece.rows:
-                rows[start:stop, slice(*piece.samples)] = buffer[offset : offset + stop - start]
-                offset += stop - start
-        return self._gather(self._land(rows))
-
-    def _land(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.shape.device, self.shape.dtype)
-
-    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
-        if self.me.mesh.sp or self.me.mesh.tp == 1:
-            return rows
-        whole = rows.new_empty(self.local_sequence, self.num_samples, self.shape.hidden)
-        dist.all_gather_into_tensor(whole, rows, group=self.tp_group)
-        return whole
-
-    def give(self, tensor: torch.Tensor, scale: float = 1.0) -> None:
-        """Start sending a tensor of this rank to this side."""
-        while self.sending and self.sending[0][0].is_completed():
-            self.sending.popleft()
-        tensor = tensor.detach()
-        if scale != 1.0:
-            tensor = tensor * scale
-        offset = 0 if self.same_mesh or self.me.mesh.sp else self.me.tp * self.owned_sequence
-        for piece in self.pieces:
-            parts = [tensor[offset + start : offset + stop, slice(*piece.samples)] for start, stop in piece.rows]
-            block = parts[0] if len(parts) == 1 else torch.cat(parts)
-            block = block.to("cpu" if self.staged else block.device, self.wire).contiguous()
-            self.bytes_sent += block.numel() * block.element_size()
-            self.sending.append((dist.isend(block, piece.peer, group=self.give_group), block))
-
-    def finish(self) -> None:
-        """Wait until everything that was given has left."""
-        while self.sending:
-            self.sending.popleft()[0].wait()
-
-
 class Pipe:
     """Both sides of a rank's stage, in the words that Megatron-Core's 1F1B schedule uses."""
 
     virtual_pipeline_model_parallel_size = None
 
-    def __init__(self, plan: Plan, me: Place, config: Any, sequence: int, device: torch.device, tp_group: Any,
+    def __init__(self, plan: Plan, me: Place, config: Any, sequence: int, device: Device, torch_device: torch.device,
+                 tp_group: Any,
                  groups: Sequence[tuple[Any, Any]]) -> None:  # fmt: skip
         """``groups[i]`` carries boundary i forward and backward (None: the default group).
 
@@ -158,12 +58,12 @@ class Pipe:
         """
         self.config = config
         self.pp_group = schedule_group(plan, me.stage.id)
-        shape = Shape(sequence, config.hidden_size, config.pipeline_dtype, device)
+        shape = Shape(sequence, config.hidden_size, config.pipeline_dtype, torch_device)
 
         def neighbour(other: int, boundary: int, take_group: Any, give_group: Any) -> Neighbour:
             others = stage_places(plan, other)
             return Neighbour(me, plan.boundaries[boundary], others, shape, plan.batch.samples, tp_group, take_group,
-                             give_group)  # fmt: skip
+                             give_group, device)  # fmt: skip
 
         stage = me.stage.id
         self.before = self.after = None
@@ -191,12 +91,17 @@ class Pipe:
         """The step is over: let the last sends leave."""
         for side in (self.before, self.after):
             if side is not None:
-                side.finish()
+                side.outbox.finish()
 
     @property
     def bytes_sent(self) -> int:
         """Bytes that this rank has handed to its neighbours so far."""
-        return sum(side.bytes_sent for side in (self.before, self.after) if side is not None)
+        return sum(side.outbox.bytes_sent for side in (self.before, self.after) if side is not None)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent waiting for neighbours so far."""
+        return sum(side.wait_s for side in (self.before, self.after) if side is not None)
 
     # The schedule's words. Shapes are known from the plan and need not be asked.
 

@@ -1,0 +1,44 @@
+"""The rank program: ``python -P -m backends.megatron --run-dir DIR``, started once per device."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch.distributed as dist
+
+from backends.megatron.events import Events
+from backends.megatron.session import find_own_place, read_settings
+from flagvega.errors import ExitCode, FlagvegaError
+
+
+def main() -> int:
+    """Run this rank to its end; its exit code, also told as its last event."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    settings = read_settings(parser.parse_args().run_dir)
+    me = find_own_place(settings.plan)
+    events = Events(settings.run_dir, me.rank)
+    events.tell("start", place=str(me))
+    try:
+        from backends.megatron.run import run
+
+        code = run(settings, me, events)
+    except FlagvegaError as error:
+        events.tell("exit", code=int(error.exit_code), reason=str(error))
+        print(error, file=sys.stderr, flush=True)
+        return int(error.exit_code)
+    except BaseException as error:
+        events.tell("exit", code=int(ExitCode.INTERNAL), reason=f"{type(error).__name__}: {error}")
+        raise
+    events.tell("exit", code=code, reason="done" if code == 0 else "stopped on request")
+    dist.barrier()
+    dist.destroy_process_group()
+    return code
+
+
+if __name__ == "__main__":  # saving starts helper processes that import this module
+    warnings.filterwarnings("ignore", module="megatron")
+    sys.exit(main())

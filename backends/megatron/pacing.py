@@ -1,0 +1,58 @@
+"""Tells the device what each piece of the model costs; real chips do not listen, emulated ones wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from backends.megatron.shape import shape_from_arguments
+from flagvega.layout.plan import Plan
+from flagvega.layout.ranks import Place
+from flagvega.model.work import Work, backward, embedding_work, head_work, layer_work
+from flagvega.platform import Device
+
+
+def is_paced(device: Device) -> bool:
+    """Whether the device wants to know; hooks cost time on those that do not."""
+    return type(device).duration_s is not Device.duration_s
+
+
+def pace_model(device: Device, chunks: list[Any], config: Any, arguments: Mapping[str, Any], plan: Plan, me: Place) -> None:
+    """Hook the embedding, every layer and the head of the rank's chunks."""
+    if not is_paced(device):
+        return
+    shape = shape_from_arguments(arguments)
+    samples, seq = me.stage.replicas[0].micro_batch_size, arguments["seq_length"]
+    size = config.params_dtype.itemsize
+    degrees = {"tp": me.mesh.tp, "cp": me.mesh.cp, "element_bytes": size}
+    activation_bytes = size * samples * seq // me.mesh.cp * config.hidden_size
+    collective_bytes = 2 * activation_bytes if me.mesh.tp > 1 else 0
+    for chunk in chunks:
+        if chunk.pre_process:
+            work = embedding_work(shape, seq, samples, cp=me.mesh.cp, element_bytes=size)
+            _hook(device, chunk.embedding, "embedding", work, me.mesh.tp, 0)
+        for layer in chunk.decoder.layers:
+            work = layer_work(shape, layer.layer_number - 1, seq, samples, ep=me.mesh.ep, **degrees)
+            _hook(device, layer, "layer", work, me.mesh.tp, collective_bytes)
+        if chunk.post_process:
+            _hook(device, chunk.output_layer, "head", head_work(shape, seq, samples, **degrees), me.mesh.tp, 0)
+
+
+def pace_optimizer(device: Device, num_parameters: int) -> None:
+    """Adam reads and writes weight, gradient and two moments: about 28 bytes and 12 FLOPs a parameter."""
+    device.pace("optimizer", 12.0 * num_parameters, 28.0 * num_parameters)
+
+
+def _hook(device: Device, module: Any, kind: str, work: Work, tp: int, collective_bytes: int) -> None:
+    back = backward(work)
+
+    def pacer(suffix: str, amount: Work) -> Callable[..., None]:
+        def pace(*_: Any) -> None:
+            device.pace(f"{kind}_{suffix}", amount.flops, amount.num_bytes, tp)
+            if collective_bytes:
+                device.pace("collective", 0.0, collective_bytes, tp)
+
+        return pace
+
+    module.register_forward_hook(pacer("fwd", work))
+    module.register_full_backward_hook(pacer("bwd", back))

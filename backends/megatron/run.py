@@ -1,0 +1,97 @@
+"""One rank from start-up to its exit code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from backends.megatron import repairs
+from backends.megatron.checkpoint import Checkpoints, find_newest, load
+from backends.megatron.data import build_datasets
+from backends.megatron.events import Events, Metrics
+from backends.megatron.groups import build_groups
+from backends.megatron.loop import Datasets, StopRequest, train
+from backends.megatron.progress import Extent, Position, read_extent
+from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
+from backends.megatron.trainer import Trainer
+from backends.megatron.vocabulary import read_vocabulary
+from flagvega.layout.ranks import Place
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings, me: Place, events: Events) -> int:
+    """Train as ``settings`` say; the exit code."""
+    arguments, plan = settings.arguments, settings.plan
+    stop = StopRequest(settings.run_dir)
+    device, torch_device = open_device(me)
+    join_world(me, plan, arguments["distributed_timeout_minutes"])
+    repairs.mend()
+    groups = build_groups(plan, me, mesh_backends(plan))
+    seed_everything(arguments, me)
+    extent, position = read_extent(arguments), Position()
+    source = _find_source(settings, events)
+    read = _open_weights(source, arguments)
+    trainer = Trainer(arguments, plan, me, groups, device, torch_device, extent, read)
+    if source is not None and read is None:
+        load(trainer, source, position, weights_only=_is_foreign(settings, source) and arguments["finetune"])
+    datasets = _open_datasets(settings, trainer, extent)
+    checkpoints = Checkpoints(_directory(settings), events, arguments["keep_last"], position.step)
+    metrics = Metrics(settings.run_dir, arguments, settings.name) if me.rank == 0 else None
+    events.tell("ready", step=position.step, device=str(torch_device))
+    try:
+        return train(trainer, datasets, extent, position, checkpoints, events, metrics, stop)
+    finally:
+        if metrics is not None:
+            metrics.close()
+        verdict = device.timing_verdict()
+        if verdict:
+            events.tell("invalid_timing", reason=verdict)
+
+
+def _directory(settings: Settings) -> Path:
+    return Path(settings.arguments["save"] or settings.run_dir / "checkpoints")
+
+
+def _find_source(settings: Settings, events: Events) -> Path | None:
+    """Where to continue from: the run's own checkpoints, else what ``load`` names."""
+    own = find_newest(_directory(settings), events)
+    if own is not None or settings.arguments["load"] is None:
+        return own
+    given = Path(settings.arguments["load"])
+    if (given / "config.json").exists() or (given / "state.json").exists():
+        return given
+    return find_newest(given, events)
+
+
+def _is_foreign(settings: Settings, source: Path) -> bool:
+    return source.parent != _directory(settings)
+
+
+def _open_weights(source: Path | None, arguments: Any) -> Any:
+    """A reader of full tensors when the source is a HuggingFace folder."""
+    if source is None or not (source / "config.json").exists():
+        return None
+    from backends.megatron.huggingface import HuggingFaceWeights
+
+    return HuggingFaceWeights(source).tensor
+
+
+def _open_datasets(settings: Settings, trainer: Trainer, extent: Extent) -> Datasets:
+    """Indices are built by one rank; all meet, since building is a barrier."""
+    arguments = settings.arguments
+    _, num_train = extent.totals()
+    num_valid = arguments["eval_iters"] * extent.global_batch_size if arguments["eval_interval"] else 0
+    train_set, valid_set, _ = build_datasets(
+        arguments,
+        read_vocabulary(arguments),
+        (num_train, num_valid, 0),
+        cache=settings.run_dir / "cache",
+        owner=dist.get_rank() == 0,
+        barrier=dist.barrier,
+    )
+    needs = trainer.has_ends or arguments["reset_attention_mask"]
+    return Datasets(train_set, valid_set) if needs else Datasets(None, None)
