@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 venv=.venv
 stamp=$venv/.installed
-quiet=--quiet
+quiet=-qq
 
 state() { cat requirements/*.txt pyproject.toml tools/venv.sh | sha256sum; }
 
@@ -49,9 +49,9 @@ fi
 say "1/3 the control side's packages"
 pip install -r requirements/base.txt
 say "2/3 torch (the large one: a few minutes on a slow line)"
-if [ -t 1 ]; then quiet=; fi
+if [ -t 1 ]; then quiet=; fi  # a progress bar, where somebody looks
 install_torch
-quiet=--quiet
+quiet=-qq
 say "3/3 megatron-core, tests, lint, and flagvega itself"
 pip install -r requirements/dev.txt
 pip install --no-deps --no-build-isolation --editable .
