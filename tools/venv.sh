@@ -41,10 +41,10 @@ install_torch() {
     fi
 }
 
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -x "$venv/bin/pip" ]; then
     python=$(find_python)
     say "creating $venv with $("$python" --version)"
-    "$python" -m venv "$venv"
+    "$python" -m venv --clear "$venv"
 fi
 say "1/3 the control side's packages"
 pip install -r requirements/base.txt
