@@ -33,13 +33,15 @@ from flagvega.errors import ConfigError, Fault
 logger = logging.getLogger(__name__)
 
 SPLITS = ("training", "validation", "test")
-FIELDS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 NO_EOD = -2
 """An id that no token has (-1 pads)."""
 
 
 class Dataset(Protocol):
-    """Samples by number: dicts of 1-D tensors ``[seq_length]``."""
+    """Samples by number: tokens, labels, loss_mask and position_ids, each ``[seq_length]``.
+
+    Documents that do not see each other come with an ``attention_mask`` ``[1, seq_length, seq_length]``, True hides.
+    """
 
     def __len__(self) -> int: ...
 
@@ -123,17 +125,6 @@ def build_datasets(
             Fault(what, "data_cache_path", "use a folder that all hosts share, or one owner on each host")
         )
     return _open(arguments, vocabulary, num_samples, sources, folder)
-
-
-def micro_batch(dataset: Dataset, first: int, index: int, batch: int, samples: int, dp: int) -> dict[str, Tensor]:
-    """What data-parallel rank ``dp`` takes of global micro-batch ``index`` of a step that begins at sample ``first``.
-
-    ``batch`` is the samples of a global micro-batch, ``samples`` those of one rank.
-    Tensors are ``[samples, seq_length]``; ``attention_mask``, where there is one, ``[samples, 1, seq, seq]``.
-    """
-    start = first + index * batch + dp * samples
-    items = [dataset[i] for i in range(start, start + samples)]
-    return {name: torch.stack([item[name] for item in items]) for name in FIELDS if name in items[0]}
 
 
 def _check_eod(arguments: Mapping[str, Any], vocabulary: Vocabulary) -> list[Fault]:
@@ -225,7 +216,7 @@ def _dataset_config(
     arguments: Mapping[str, Any], vocabulary: Vocabulary, sources: Sources | None, cache: Path | None
 ) -> TextDatasetConfig:
     eod = NO_EOD if vocabulary.eod is None else vocabulary.eod
-    masked = bool(arguments.get("reset_attention_mask"))
+    masked = arguments.get("reset_attention_mask") or arguments.get("create_attention_mask_in_dataloader")
     return TextDatasetConfig(
         random_seed=arguments["seed"],
         sequence_length=arguments["seq_length"],
@@ -237,9 +228,9 @@ def _dataset_config(
         num_dataset_builder_threads=arguments.get("num_dataset_builder_threads", 1),
         mmap_bin_files=arguments.get("mmap_bin_files", True),
         reset_position_ids=bool(arguments.get("reset_position_ids")),
-        reset_attention_mask=masked,
+        reset_attention_mask=bool(arguments.get("reset_attention_mask")),
         eod_mask_loss=bool(arguments.get("eod_mask_loss")),
-        create_attention_mask=masked,  # a causal mask is the attention's own business
+        create_attention_mask=bool(masked),  # a plain causal mask is the attention's own business
         apply_mask=bool(arguments.get(MASK_KEY)),
     )
 

@@ -83,7 +83,7 @@ def check_data(arguments: Mapping[str, Any], vocab_size: int) -> list[Fault]:
 def mask_prefix(prefix: str) -> str | None:
     """The prefix of a dataset's loss mask, None when it has none."""
     found = prefix.removesuffix(TEXT_SUFFIX) + MASK_SUFFIX
-    return found if prefix.endswith(TEXT_SUFFIX) and Path(found + ".idx").exists() else None
+    return found if Path(found + ".idx").exists() else None
 
 
 def _check_prefix(prefix: str, vocab_size: int) -> list[Fault]:

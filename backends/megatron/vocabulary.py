@@ -70,6 +70,12 @@ def vocab_size(arguments: Mapping[str, Any]) -> int:
     return read_vocabulary(arguments).size
 
 
+def padded_vocab_size(arguments: Mapping[str, Any]) -> int:
+    """The vocabulary rounded up to ``make_vocab_size_divisible_by``, whatever the tensor parallelism."""
+    multiple = int(arguments.get("make_vocab_size_divisible_by") or 128)
+    return -(-vocab_size(arguments) // multiple) * multiple
+
+
 def read_vocabulary(arguments: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary that engine arguments ask for; ConfigError with the fault and its remedy.
 

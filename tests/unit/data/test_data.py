@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from backends.megatron.data import Dataset, build_datasets, micro_batch
+from backends.megatron.data import build_datasets
 from backends.megatron.vocabulary import Vocabulary
 from flagvega.errors import ConfigError
 
@@ -153,21 +153,3 @@ def test_mock_data_needs_no_files(tmp_path: Path) -> None:
     assert torch.equal(train[3]["tokens"][1:], train[3]["labels"][:-1])
     assert (valid is None, test is None) == (False, True)
     assert not (tmp_path / "cache").exists()
-
-
-class Counting:
-    """Sample i is filled with i."""
-
-    def __len__(self) -> int:
-        return 1000
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"tokens": torch.full((4,), index), "dataset_id": torch.tensor(0)}
-
-
-@pytest.mark.parametrize("dp", [1, 2, 3])
-def test_ranks_of_any_dp_read_the_same_global_micro_batch(dp: int) -> None:
-    dataset: Dataset = Counting()
-    parts = [micro_batch(dataset, 100, 2, batch=6, samples=6 // dp, dp=rank) for rank in range(dp)]
-    assert set(parts[0]) == {"tokens"}
-    assert torch.cat([part["tokens"] for part in parts])[:, 0].tolist() == list(range(112, 118))
