@@ -121,7 +121,6 @@ def _transformer_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "activation_func": activation,
         "bias_activation_fusion": fused and (settings["swiglu"] or settings["add_bias_linear"]),
-        "batch_p2p_comm": not settings["overlap_p2p_comm"],
     }
 
 
