@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flagvega.config.redact import is_secret
 from flagvega.errors import Fault
 from flagvega.launch.rendezvous import Rendezvous
-from flagvega.launch.secrets import is_secret
 from flagvega.launch.torchrun import torchrun_argv
 from flagvega.layout.job import Job, NodeJob
 
@@ -24,8 +23,6 @@ RANK_TEXT = """\
 ranks=($FLAGVEGA_RANKS)
 exec "$@" >>"$FLAGVEGA_LOGS/rank-${ranks[LOCAL_RANK]}.log" 2>&1
 """
-
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,10 @@ def log_dir(run_dir: Path, host: str) -> Path:
 
 
 def check_launch(launch: Launch) -> list[Fault]:
-    """Faults of what scripts cannot carry."""
-    faults = []
-    for name, value in {name: value for node in launch.job.nodes for name, value in node.env.items()}.items():
-        where = f"experiment.envs.{name}"
-        if not _ENV_NAME.fullmatch(name):
-            faults.append(Fault(f"{name!r} cannot name an environment variable", where, "letters, digits and _ only"))
-        if "\0" in value:
-            faults.append(Fault("an environment variable cannot hold a NUL character", where))
-    return faults
+    """Faults of what no environment can carry."""
+    env = {name: value for node in launch.job.nodes for name, value in node.env.items()}
+    what = "an environment variable cannot hold a NUL character"
+    return [Fault(what, f"experiment.envs.{name}") for name, value in env.items() if "\0" in value]
 
 
 def render(launch: Launch) -> dict[str, str]:

@@ -132,3 +132,10 @@ class RunDirectory:
         run = replace(run, **changes)
         write_json(self.run_file, asdict(run))
         return run
+
+
+def find_runs(root: Path) -> list[RunDirectory]:
+    """The runs of all hosts that have one in this directory, host 0 first."""
+    nodes = [0] if (root / "run.json").exists() else []
+    nodes += sorted(int(path.stem[4:]) for path in root.glob("run-*.json") if path.stem[4:].isdecimal())
+    return [RunDirectory(root, node) for node in nodes]

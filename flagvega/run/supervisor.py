@@ -16,7 +16,7 @@ from flagvega.launch.script import AFTER_STOP_SCRIPT, node_script
 from flagvega.records import Lines, Owner, write_json
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.processes import TOKEN_ENV, kill_processes
-from flagvega.run.verdict import Verdict, describe_death, first_failure, judge, last_words
+from flagvega.run.verdict import Verdict, describe_death, failures, find_culprit, judge, last_words
 
 POLL_S = 0.1
 STOP_CODES = {
@@ -24,6 +24,8 @@ STOP_CODES = {
     signal.SIGHUP: ExitCode.TERMINATED,
     signal.SIGINT: ExitCode.INTERRUPTED,
 }
+QUIET_EVENTS = ("start", "ready", "stopped")
+"""Events of ranks that are no news to a user."""
 
 
 class Supervisor:
@@ -39,6 +41,7 @@ class Supervisor:
         self.events: dict[int, Lines] = {}
         self.exits: dict[int, dict[str, Any] | None] = dict.fromkeys(run.ranks)
         self.newest_checkpoint: dict[str, Any] | None = None
+        self.relayed: set[str] = set()
 
     def supervise(self, environ: Mapping[str, str]) -> Run:
         """Run it to its end and record that; the returned run says how it ended."""
@@ -48,6 +51,7 @@ class Supervisor:
             agent = self._start(environ)
             while agent.poll() is None and not self.forced:
                 self._heed()
+                self._read_events()
                 self.watch()
                 time.sleep(POLL_S)
             kill_processes(self.run.token)
@@ -116,8 +120,17 @@ class Supervisor:
             for event in lines.read():
                 if event["event"] == "exit":
                     self.exits[rank] = event
-                if event["event"] == "checkpoint":
+                elif event["event"] == "checkpoint":
                     self.newest_checkpoint = event
+                elif event["event"] not in QUIET_EVENTS:
+                    self._relay(event)
+
+    def _relay(self, event: dict[str, Any]) -> None:
+        """Tell the user, once, what ranks found worth telling."""
+        text = f"{event['event'].replace('_', ' ')}: {event.get('reason', '')}"
+        if text not in self.relayed:
+            self.relayed.add(text)
+            self.say(text)
 
     def _judge(self, agent_code: int) -> Verdict:
         verdict = judge(self.exits)
@@ -134,15 +147,14 @@ class Supervisor:
     def _explain(self, agent_code: int) -> Verdict:
         """No verdict: say which process died, how, and with what words."""
         agent_log = self.directory.agent_log(self.run.host)
-        with suppress(FileNotFoundError):
-            if failure := first_failure(agent_log.read_text(encoding="utf-8", errors="replace")):
-                local, code = failure
-                rank = self.run.ranks[local]
-                log = self.directory.log_file(self.run.host, rank)
-                reason = f"rank {rank} {describe_death(code)}; its log: {log}"
-                return Verdict(ExitCode.INTERNAL, reason, last_words(log))
-        reason = f"torchrun {describe_death(agent_code)}; its log: {agent_log}"
-        return Verdict(ExitCode.INTERNAL, reason, last_words(agent_log))
+        text = agent_log.read_text(encoding="utf-8", errors="replace")
+        culprit = find_culprit(text, self.run.ranks, self.exits)
+        if culprit is None:
+            reason = f"torchrun {describe_death(agent_code)}; its log: {agent_log}"
+            return Verdict(ExitCode.INTERNAL, reason, last_words(agent_log))
+        log = self.directory.log_file(self.run.host, culprit)
+        code = failures(text, self.run.ranks).get(culprit, int(ExitCode.INTERNAL))
+        return Verdict(ExitCode.INTERNAL, f"rank {culprit} {describe_death(code)}; its log: {log}", last_words(log))
 
     def _end(self, verdict: Verdict) -> Run:
         if (script := self.directory.root / AFTER_STOP_SCRIPT).exists():

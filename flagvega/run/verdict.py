@@ -16,7 +16,7 @@ SAVED = {ExitCode.DONE, ExitCode.TERMINATED, ExitCode.INTERRUPTED}
 TAIL_LINES = 15
 TRACEBACK_LINES = 40
 
-_FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
+_FAILURE = re.compile(r"\(local_rank: (\d+)\)\s+exitcode\s*:\s*(-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,20 @@ def judge(exits: Mapping[int, dict[str, Any] | None]) -> Verdict | None:
     return Verdict(event["code"], str(event.get("reason", "")))
 
 
-def first_failure(agent_log: str) -> tuple[int, int] | None:
-    """(local index, exit code) of the rank that torchrun saw fail first."""
-    match = _FAILED.search(agent_log)
-    return (int(match[2]), int(match[1])) if match else None
+def find_culprit(agent_log: str, ranks: Sequence[int], exits: Mapping[int, dict[str, Any] | None]) -> int | None:
+    """The rank that took the others with it; None when torchrun saw none fail.
+
+    One that was killed, else the one that first told of an exception, else the first that torchrun lists.
+    """
+    codes = failures(agent_log, ranks)
+    killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
+    told = {rank: event["time"] for rank, event in exits.items() if event and event["code"] == ExitCode.INTERNAL}
+    return next(iter([*killed, *sorted(told, key=lambda rank: told[rank]), *codes]), None)
+
+
+def failures(agent_log: str, ranks: Sequence[int]) -> dict[int, int]:
+    """Exit codes of the ranks that torchrun lists as failed."""
+    return {ranks[int(local)]: int(code) for local, code in _FAILURE.findall(agent_log)}
 
 
 def describe_death(code: int) -> str:

@@ -1,0 +1,127 @@
+"""From a spec to a launch: every decision that is taken before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flagvega.actions.call import Call
+from flagvega.cluster.nodes import Cluster
+from flagvega.cluster.source import find_cluster
+from flagvega.config.spec import Spec
+from flagvega.engine import Engine
+from flagvega.errors import ConfigError, Fault
+from flagvega.launch.rendezvous import find_rendezvous
+from flagvega.launch.script import Launch, check_launch
+from flagvega.layout.build import build_plan
+from flagvega.layout.check import check_plan
+from flagvega.layout.codec import plan_from_json
+from flagvega.layout.job import Job
+from flagvega.layout.plan import Plan
+from flagvega.layout.ranks import places
+from flagvega.platform import find_chip
+from flagvega.records import read_json
+
+GRACE_S = 120
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was asked and everything that follows from it."""
+
+    spec: Spec
+    cluster: Cluster
+    plan: Plan
+    launch: Launch
+
+
+def decide(call: Call, spec: Spec | None = None) -> Decision:
+    """Plan, job and commands of a call's spec; ConfigError with all that is wrong.
+
+    ``spec`` stands in for the call's own.
+    """
+    spec = spec or call.spec
+    cluster, plan = _decide_plan(spec, call.engine)
+    job = call.engine.job(spec, plan, cluster)
+    launch = Launch(
+        run_dir=Path(os.path.abspath(spec.exp_dir)),
+        directory=Path.cwd(),
+        job=job,
+        ranks=_ranks(plan, job),
+        rendezvous=find_rendezvous(spec.runner, [node.host for node in job.nodes], os.environ),
+        grace_s=call.number("grace_s", GRACE_S),
+        before_start=spec.cmds.before_start,
+        after_stop=spec.cmds.after_stop,
+    )
+    if faults := check_launch(launch):
+        raise ConfigError(faults)
+    return Decision(spec, cluster, plan, launch)
+
+
+def watch_facts(decision: Decision) -> dict[str, Any]:
+    """What a watcher needs beside the metrics: see :class:`flagvega.report.progress.Progress`."""
+    settings: Mapping[str, Any] = decision.launch.job.files.get("job/rank.json", {})
+    arguments: Mapping[str, Any] = settings.get("arguments", {})
+    return {
+        "total_steps": _total_steps(arguments),
+        "flops_per_token": (settings.get("report") or {}).get("flops_per_token"),
+        "peak_flops": _peak_flops(decision.plan, arguments),
+    }
+
+
+def _decide_plan(spec: Spec, engine: Engine) -> tuple[Cluster, Plan]:
+    faults = list(engine.check(spec))
+    try:
+        request = engine.request(spec)
+        cluster = find_cluster(spec, request)
+        file = spec.blocks.get("plan", {}).get("file")
+        plan = _read_plan(Path(file)) if file else build_plan(request, cluster)
+    except ConfigError as error:
+        raise ConfigError(dict.fromkeys([*faults, *error.faults])) from error
+    faults += check_plan(plan)
+    faults += _check_legality(spec, engine, plan)
+    faults += engine.check_plan(spec, plan)
+    if faults:
+        raise ConfigError(dict.fromkeys(faults))
+    return cluster, plan
+
+
+def _read_plan(path: Path) -> Plan:
+    if str(path) == "auto":
+        raise ConfigError(Fault("plan: auto is not there yet", "plan", "give the degrees, or plan: <file>"))
+    try:
+        return plan_from_json(read_json(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(Fault(f"the plan cannot be read: {error}", str(path))) from error
+
+
+def _check_legality(spec: Spec, engine: Engine, plan: Plan) -> list[Fault]:
+    faults = [Fault(reason, f"mesh {mesh.id}") for mesh in plan.meshes if (reason := engine.legal_mesh(spec, mesh))]
+    for i, boundary in enumerate(plan.boundaries):
+        sender, receiver = (plan.meshes[plan.stages[stage].replicas[0].mesh] for stage in (i, i + 1))
+        if reason := engine.legal_boundary(spec, sender, receiver, boundary):
+            faults.append(Fault(reason, f"boundary between stages {i} and {i + 1}"))
+    return faults
+
+
+def _ranks(plan: Plan, job: Job) -> tuple[tuple[int, ...], ...]:
+    found = {(place.node, place.local): place.rank for place in places(plan)}
+    return tuple(tuple(found[node.node, local] for local in range(node.num_ranks)) for node in job.nodes)
+
+
+def _total_steps(arguments: Mapping[str, Any]) -> int | None:
+    totals = [arguments.get("train_iters"), arguments.get("exit_interval")]
+    if arguments.get("train_samples") and arguments.get("global_batch_size"):
+        totals.append(-(-arguments["train_samples"] // arguments["global_batch_size"]))
+    return min((total for total in totals if total), default=None)
+
+
+def _peak_flops(plan: Plan, arguments: Mapping[str, Any]) -> float | None:
+    dtype = next((name for name in ("fp16", "bf16") if arguments.get(name)), "fp32")
+    peaks = [(find_chip(mesh.chip).peak_flops or {}).get(dtype) for mesh in plan.meshes]
+    if any(peak is None for peak in peaks):
+        return None
+    return sum(len(mesh.devices) * (peak or 0.0) for mesh, peak in zip(plan.meshes, peaks, strict=True))

@@ -1,0 +1,135 @@
+"""Starts a decided run and follows it to its end: what ``run`` and ``test`` share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flagvega.actions.call import Call
+from flagvega.actions.decide import Decision, watch_facts
+from flagvega.errors import Fault, PreflightError
+from flagvega.launch.join import agree
+from flagvega.launch.preflight import check_devices, check_port
+from flagvega.launch.script import secrets
+from flagvega.report.live import LiveView
+from flagvega.report.progress import Progress
+from flagvega.run.directory import Run, RunDirectory
+from flagvega.run.prepare import prepare
+from flagvega.run.supervisor import Supervisor
+
+JOIN_TOKEN_ENV = "FLAGVEGA_JOIN_TOKEN"
+AGREED_PACKAGES = ("flagvega", "megatron-core")
+
+
+def ready(call: Call, decision: Decision) -> RunDirectory:
+    """Check this host, take the run directory, write its files, and meet the other hosts; PreflightError if not."""
+    launch = decision.launch
+    node = _this_node(call, decision)
+    faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[node])
+    if faults:
+        raise PreflightError(faults)
+    directory = prepare(launch, decision.spec.name, watch_facts(decision), {"config.yaml": _config_text(decision)})
+    try:
+        token = os.environ.get(JOIN_TOKEN_ENV) or str(decision.spec.runner.options.get("rdzv_id", decision.spec.name))
+        agree(launch.rendezvous, token, _agreed_facts(decision), call.say)
+    except BaseException as error:
+        run = directory.read()
+        if run:
+            directory.write(run, state="failed", exit_code=getattr(error, "exit_code", 1), reason=str(error))
+        directory.lock.release()
+        raise
+    return directory
+
+
+def environment(decision: Decision) -> dict[str, str]:
+    """Of the supervisor: the user's own, and the secrets that no file holds."""
+    return {**os.environ, **secrets(decision.launch, decision.launch.rendezvous.node or 0)}
+
+
+def follow(call: Call, decision: Decision, directory: RunDirectory) -> tuple[Run, Progress]:
+    """Run in the foreground, with the live view on stderr; how it ended."""
+    lines = directory.metrics()
+    lines.skip()
+    try:
+        with LiveView(call.console, lines, watch_facts(decision)) as view:
+            supervisor = Supervisor(directory, say=view.say, watch=view.update)
+            return supervisor.supervise(environment(decision)), view.progress
+    finally:
+        directory.lock.release()
+
+
+def next_commands(run_dir: Path) -> dict[str, str]:
+    """What a user may want to type next about a run."""
+    where = shlex.quote(f"run_dir={run_dir}")
+    return {action: f"{_program()} action={action} {where}" for action in ("status", "logs", "stop")}
+
+
+def summary(run: Run, progress: Progress, directory: RunDirectory) -> dict[str, Any]:
+    """How a run ended, for programs."""
+    last: Mapping[str, Any] = progress.last or {}
+    return {
+        "run_id": run.run_id,
+        "run_dir": str(directory.root),
+        "state": run.state,
+        "exit_code": run.exit_code,
+        "reason": run.reason,
+        "steps": last.get("step"),
+        "loss": last.get("loss"),
+        "tokens_per_s": progress.tokens_per_s if last else None,
+        "mfu": progress.mfu if last else None,
+        "next": next_commands(directory.root),
+    }
+
+
+def _this_node(call: Call, decision: Decision) -> int:
+    rendezvous = decision.launch.rendezvous
+    if rendezvous.node is not None:
+        return rendezvous.node
+    hosts = [node.host for node in decision.launch.job.nodes]
+    if len(hosts) == 1:
+        fix = f"type the same command there; or, if this is {hosts[0]}, add experiment.runner.node_rank=0"
+    else:
+        fix = "\n    ".join(["type on each host:", *host_commands(decision)])
+    raise PreflightError(Fault("this host is none of the run's", ", ".join(hosts), fix))
+
+
+def host_commands(decision: Decision) -> list[str]:
+    """What to type on each host of a run of several."""
+    rendezvous = decision.launch.rendezvous
+    words = [word for word in sys.argv[1:] if not word.startswith("experiment.runner.node_rank=")]
+    words += [] if decision.spec.runner.master_addr else [f"experiment.runner.master_addr={rendezvous.address}"]
+    words += [] if decision.spec.runner.master_port else [f"experiment.runner.master_port={rendezvous.port}"]
+    return [
+        f"{node.host}: {_program()} {shlex.join([*words, f'experiment.runner.node_rank={node.node}'])}"
+        for node in decision.launch.job.nodes
+    ]
+
+
+def _program() -> str:
+    return "flagvega" if Path(sys.argv[0]).name == "flagvega" else "python run.py"
+
+
+def _config_text(decision: Decision) -> str:
+    return yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
+
+
+def _agreed_facts(decision: Decision) -> dict[str, Any]:
+    """What all hosts must have alike: every file of the job, wherever each host keeps its run directory."""
+    text = json.dumps(decision.launch.job.files, ensure_ascii=False)
+    root = json.dumps(str(decision.launch.run_dir), ensure_ascii=False)[1:-1]
+    return {**json.loads(text.replace(root, "<exp_dir>")), "versions": dict(map(_version, AGREED_PACKAGES))}
+
+
+def _version(package: str) -> tuple[str, str]:
+    try:
+        return package, metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return package, "not installed"

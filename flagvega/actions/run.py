@@ -1,0 +1,46 @@
+"""``action=run``: start, and follow to the end or return at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flagvega.actions.call import Answer, Call
+from flagvega.actions.decide import decide
+from flagvega.actions.follow import environment, follow, host_commands, next_commands, ready, summary
+from flagvega.report.progress import duration
+from flagvega.run.directory import Run, RunDirectory
+from flagvega.run.prepare import start_detached
+
+
+def act(call: Call) -> Answer:
+    """Run it; the exit code is the job's."""
+    decision = decide(call)
+    if decision.launch.rendezvous.num_nodes > 1 and decision.launch.rendezvous.node == 0:
+        call.say("\n    ".join(["each host of this run needs its command:", *host_commands(decision)]))
+    directory = ready(call, decision)
+    if call.flag("detach"):
+        return _started(directory, start_detached(directory, environment(decision)))
+    call.say(f"run in {directory.root}")
+    run, progress = follow(call, decision, directory)
+    facts = summary(run, progress, directory)
+    return Answer(facts, _ended(run, facts), run.exit_code or 0)
+
+
+def _started(directory: RunDirectory, run: Run) -> Answer:
+    commands = next_commands(directory.root)
+    document = {"run_id": run.run_id, "run_dir": str(directory.root), "state": run.state, "next": commands}
+    return Answer(document, (f"run {run.run_id} started in {directory.root}", *_listed(commands)))
+
+
+def _ended(run: Run, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    took = duration((run.ended or run.started) - run.started)
+    lines = [f"run {run.run_id} {run.state} with exit code {run.exit_code} after {took}"]
+    lines += [run.reason] if run.exit_code else []
+    if facts["steps"]:
+        lines.append(f"step {facts['steps']}, loss {facts['loss']:.4f}, {facts['tokens_per_s']:,.0f} tokens/s")
+    return (*lines, *_listed(facts["next"]))
+
+
+def _listed(commands: Mapping[str, str]) -> list[str]:
+    return [f"  {name:<7} {command}" for name, command in commands.items()]
