@@ -19,8 +19,8 @@ def argument_homes(keys: Mapping[str, Key], values: Mapping[str, Any]) -> dict[s
     words = dict.fromkeys(keys, "an engine argument: write it under train.system, train.model or train.data")
     train = values.get("train")
     if isinstance(train, Mapping):
-        given = ((path, name) for path, name, _ in _leaves(train, "train") if path.count(".") > 1)
-        words |= {name: f"an engine argument: write it as {path}" for path, name in given if name in keys}
+        given = [(path, name) for path, name, _ in _leaves(train, "train") if path.count(".") > 1 and name in keys]
+        words |= {name: f"an engine argument: write it as {path}" for path, name in reversed(given)}
     return words
 
 

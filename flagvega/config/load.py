@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flagvega.config.arguments import argument_homes, read_arguments
-from flagvega.config.command import Command
+from flagvega.config.command import Command, unknown_action
 from flagvega.config.compose import compose_files
 from flagvega.config.draft import Draft, make_draft
 from flagvega.config.experiment import check_top_level, exp_dir, homes, read_blocks, read_experiment_block
@@ -71,6 +71,17 @@ def load_spec(command: Command, keys_of: Callable[[str], Mapping[str, Key]]) -> 
         read_blocks(values, report)
         raise ConfigError(report.faults) from error
     return build_spec(draft, keys)
+
+
+def choose_action(command: Command, draft: Draft, actions: Mapping[str, str]) -> str:
+    """The action of the command line, else the YAML's, else ``run``.
+
+    :raises ConfigError: when the YAML names one that there is not.
+    """
+    action = command.action or draft.action or "run"
+    if action not in actions:
+        raise ConfigError(unknown_action(action, actions, Report(draft.places).place("action")))
+    return action
 
 
 def find_exp_dir(draft: Draft) -> Path:

@@ -48,7 +48,7 @@ def nearest(word: str, candidates: Collection[str], limit: int = 3) -> tuple[str
     word = word.lower().replace("-", "_")
     known = [name for name in _OTHER_TOOLS.get(word, ()) if name in candidates]
     typos = _typos(word, candidates)
-    alike = get_close_matches(word, candidates, limit, cutoff=0.7) if len(typos) < limit else []
+    alike = [] if typos else get_close_matches(word, candidates, limit, cutoff=0.7)
     return tuple(dict.fromkeys([*known, *typos, *alike]))[:limit]
 
 
@@ -63,10 +63,10 @@ def _typos(word: str, candidates: Iterable[str]) -> list[str]:
     reach = 1 if len(word) < 6 else 2
     letters = set(word)
     near = [
-        (edit_distance(word, name), -SequenceMatcher(None, word, name).ratio(), name)
+        (edit_distance(word, name.lower()), -SequenceMatcher(None, word, name).ratio(), name)
         for name in candidates
         # Each edit changes the length by one at most and brings one foreign letter a side: a cheap first sieve.
-        if abs(len(name) - len(word)) <= reach and len(letters.symmetric_difference(name)) <= 2 * reach
+        if abs(len(name) - len(word)) <= reach and len(letters.symmetric_difference(name.lower())) <= 2 * reach
     ]
     return [name for distance, _, name in sorted(near) if distance <= reach]
 

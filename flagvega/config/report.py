@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from flagvega.config.nearest import suggest
 from flagvega.errors import ConfigError, Fault
+
+COMMAND_LINE: Final = "command line: "
+"""How the place of something typed begins."""
 
 
 @dataclass
@@ -21,13 +25,17 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
     def place(self, path: str) -> str:
-        """``file:line key.path`` of a path; what was written nowhere is placed at its closest parent."""
-        parent = path
-        while parent:
-            if parent in self.places:
-                return self.places[parent] if parent == path else f"{self.places[parent].split(' ')[0]} {path}"
-            parent = parent.rpartition(".")[0]
-        return path
+        """``file:line key.path`` of a path; one that was written nowhere itself has the place of what is near it."""
+        if path in self.places:
+            return self.places[path]
+        near = next((key for key in self.places if key.startswith((f"{path}.", f"{path}["))), path)
+        while near and near not in self.places:
+            near = near.rpartition(".")[0]
+        if not near:
+            return path
+        if self.places[near].startswith(COMMAND_LINE):
+            return f"{COMMAND_LINE}{path}"
+        return f"{self.places[near].removesuffix(near)}{path}"
 
     def fault(self, path: str, what: str, fix: str = "") -> None:
         """Something that must be mended before anything starts."""
