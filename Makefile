@@ -19,7 +19,7 @@ venv:
 	@tools/venv.sh
 
 demo: venv
-	@$(PYTHON) tools/demo_data.py
+	@$(PYTHON) tools/prepare_data.py --corpus python --train-tokenizer outputs/data/tokenizer.json --vocab-size 4096 --output outputs/data/python
 	@$(PYTHON) run.py --config-path examples/llama/conf --config-name demo action=$(ACTION)
 
 test: venv
@@ -42,7 +42,7 @@ fuzz: venv
 	HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest tests/rank -k random --timeout=0
 
 docs: venv
-	$(PYTHON) -m flagvega.config.docs
+	$(PYTHON) tools/make_configuration_docs.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache outputs
