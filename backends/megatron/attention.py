@@ -50,7 +50,8 @@ class CoreAttention(torch.nn.Module):
 
         cp, sequence = self.cp_group.size(), key.shape[0] * self.cp_group.size()
         key, value = (
-            gather_from_sequence_parallel_region(tensor.contiguous(), True, group=self.cp_group) for tensor in (key, value)
+            gather_from_sequence_parallel_region(tensor.contiguous(), True, group=self.cp_group)
+            for tensor in (key, value)
         )
         positions = [_positions(sequence, cp, rank, key.device) for rank in range(cp)]
         allowed = positions[self.cp_group.rank()][:, None] >= torch.cat(positions)[None, :]

@@ -33,6 +33,7 @@ def install(device: torch.device, namespace: Any) -> None:
             _adapt(module, facade)
     sys.meta_path.insert(0, _Finder(facade))
     _adapt_tensor(device)
+    _adapt_random(namespace)
 
 
 class TorchFacade(types.ModuleType):
@@ -122,3 +123,11 @@ def _adapt_tensor(device: torch.device) -> None:
 
 def _called_by_megatron() -> bool:
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith(PACKAGE)
+
+
+def _adapt_random(namespace: Any) -> None:
+    """megatron-core's tracker of random states reads ``torch.cuda.default_generators`` through two helpers."""
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda device=None, clone=False, graph_safe=False: namespace.get_rng_state()
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: namespace.set_rng_state(state)

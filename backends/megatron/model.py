@@ -35,7 +35,8 @@ def build_config(arguments: Mapping[str, Any], plan: Plan, me: Place, device: to
         output_layer_init_method=_keep,
         embedding_init_method=_keep,
         calculate_per_token_loss=plan.batch.loss == "token",
-        deallocate_pipeline_outputs=True,
+        # Safe with our transport, which holds what it sends; the stock one would send freed memory over gloo.
+        deallocate_pipeline_outputs=not interleaved,
         **recompute_fields(me, 0),
     )
 

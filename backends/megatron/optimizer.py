@@ -12,9 +12,7 @@ from backends.megatron.progress import Extent
 from flagvega.layout.plan import Plan
 
 
-def build_optimizer(
-    arguments: Mapping[str, Any], plan: Plan, models: list[Any], groups: Groups, dtype: torch.dtype
-) -> Any:
+def build_optimizer(arguments: Mapping[str, Any], plan: Plan, models: list[Any], groups: Groups) -> Any:
     """The rank's optimizer (a ChainedOptimizer) over the wrapped model chunks."""
     from megatron.core.optimizer import get_megatron_optimizer
 

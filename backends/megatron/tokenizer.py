@@ -8,9 +8,7 @@ from typing import Any, Protocol
 
 from backends.megatron.vocabulary import (
     Vocabulary,
-    read_huggingface,
     read_json,
-    read_sentencepiece,
     read_vocabulary,
     tokenizer_file,
     tokenizer_path,
@@ -109,13 +107,15 @@ def open_tokenizer(arguments: Mapping[str, Any]) -> Tokenizer:
     return _sentencepiece_tokenizer(tokenizer_path(arguments), vocabulary)
 
 
-def open_tokenizer_files(path: Path) -> Tokenizer:
-    """The tokenizer of a HuggingFace folder, a ``tokenizer.json`` or a SentencePiece ``*.model``."""
+def arguments_for(path: Path) -> dict[str, str]:
+    """Engine arguments that open a HuggingFace folder, a ``tokenizer.json`` or a SentencePiece ``*.model``."""
     if not path.exists():
         raise ConfigError(Fault(f"no such tokenizer: {path}", fix="files must be local; nothing is downloaded"))
-    if path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").exists()):
-        return _sentencepiece_tokenizer(path, read_sentencepiece(path))
-    return _fast_tokenizer(path, read_huggingface(path))
+    is_pieces = path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").exists())
+    return {
+        "tokenizer_type": "SentencePieceTokenizer" if is_pieces else "HuggingFaceTokenizer",
+        "tokenizer_model": str(path),
+    }
 
 
 def _fast_tokenizer(path: Path, vocabulary: Vocabulary) -> Tokenizer:

@@ -50,7 +50,9 @@ class Shard:
 def find_shards(model: torch.nn.Module, me: Place, num_experts: int | None) -> list[Shard]:
     """All parameters of a model chunk (GPTModel, unwrapped) with their global names."""
     numbers = {
-        name: module.layer_number - 1 for name, module in model.named_modules() if re.fullmatch(r"decoder\.layers\.\d+", name)
+        name: module.layer_number - 1
+        for name, module in model.named_modules()
+        if re.fullmatch(r"decoder\.layers\.\d+", name)
     }
     shards = []
     for name, parameter in model.named_parameters():
@@ -69,7 +71,9 @@ def find_shards(model: torch.nn.Module, me: Place, num_experts: int | None) -> l
         gated = "linear_fc1" in name and model.config.gated_linear_unit  # type: ignore[union-attr]
         if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
             name = "embedding.word_embeddings.weight"
-        shards.append(Shard(name, parameter, dim, index if is_cut else 0, count if is_cut else 1, bool(gated and is_cut)))
+        shards.append(
+            Shard(name, parameter, dim, index if is_cut else 0, count if is_cut else 1, bool(gated and is_cut))
+        )
     return shards
 
 
