@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.megatron.tokenizer import open_tokenizer, open_tokenizer_files
+from backends.megatron.tokenizer import arguments_for, open_tokenizer
 from backends.megatron.vocabulary import TOKENIZER_TYPES, UNSUPPORTED_TYPES, read_vocabulary, vocab_size
 from flagvega.errors import ConfigError
 
@@ -146,9 +146,9 @@ def test_bytes_round_trip_through_any_text() -> None:
 
 def test_files_open_by_what_they_are(tmp_path: Path) -> None:
     sentencepiece, bpe = write_sentencepiece(tmp_path), write_bpe(tmp_path / "bpe")
-    assert open_tokenizer_files(sentencepiece).vocabulary.size == 34
+    assert open_tokenizer(arguments_for(sentencepiece)).vocabulary.size == 34
     for path in (bpe, bpe / "tokenizer.json"):
-        tokenizer = open_tokenizer_files(path)
+        tokenizer = open_tokenizer(arguments_for(path))
         assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
