@@ -159,8 +159,10 @@ platforms: Registry[Platform] = Registry("platform", folder="hardware", module="
 
 
 _GIB = 2**30
-_OTHER_PARTS = re.compile(r"[ -](Ti|Super|D|Laptop|Mobile|Max-Q|MIG)\b", re.IGNORECASE)
-"""Words that, right behind a chip's name, make it another chip or a slice of it."""
+_BEFORE = r"(?<![A-Za-z0-9_])"
+_BEHIND = r"(?![A-Za-z0-9_]|-[A-Za-z0-9]| (?:Ti|Super|D|Laptop|Mobile|Max-Q)\b)"
+"""What must not follow a chip's name: it would be the beginning of another chip's."""
+_SLICE = re.compile(r"\bMIG\b")
 _MEMORY_TOLERANCE = 0.15
 """Drivers show up to this share less or more memory than the box says."""
 
@@ -197,15 +199,16 @@ def match_chip(device_name: str, chips: Iterable[Chip], memory_bytes: int | None
     """The chip that a driver's device name means, or None: an unknown chip is better than a wrong one.
 
     Names sit inside names (H20, H200, GH200), so whole words are matched and the longest name wins.
-    A longer model name ("3090 Ti"), a slice ("MIG") or other memory is another chip.
+    A longer model name ("3090 Ti", "MLU370-S8"), a slice ("MIG") or other memory is another chip.
     """
+    if _SLICE.search(device_name):
+        return None
     found: list[tuple[int, Chip]] = []
     for chip in chips:
         if memory_bytes and chip.memory_bytes and abs(memory_bytes / chip.memory_bytes - 1) > _MEMORY_TOLERANCE:
             continue
         for name in (chip.name, *chip.aliases):
-            match = re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", device_name, re.IGNORECASE)
-            if match and not _OTHER_PARTS.match(device_name, match.end()):
+            if re.search(_BEFORE + re.escape(name) + _BEHIND, device_name, re.IGNORECASE):
                 found.append((len(name), chip))
     return max(found, key=lambda item: item[0])[1] if found else None
 
