@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from backends.megatron.shape import shape_from_arguments
 from flagvega.layout.plan import Plan
@@ -46,13 +48,17 @@ def pace_optimizer(device: Device, num_parameters: int) -> None:
 def _hook(device: Device, module: Any, kind: str, work: Work, tp: int, collective_bytes: int) -> None:
     back = backward(work)
 
-    def pacer(suffix: str, amount: Work) -> Callable[..., None]:
-        def pace(*_: Any) -> None:
-            device.pace(f"{kind}_{suffix}", amount.flops, amount.num_bytes, tp)
-            if collective_bytes:
-                device.pace("collective", 0.0, collective_bytes, tp)
+    def pace(suffix: str, amount: Work) -> None:
+        device.pace(f"{kind}_{suffix}", amount.flops, amount.num_bytes, tp)
+        if collective_bytes:
+            device.pace("collective", 0.0, collective_bytes, tp)
 
-        return pace
+    def watch_input(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The gradient of a module's input is there: its backward pass is done."""
+        entering = kwargs.get("hidden_states", args[0] if args else None)
+        if torch.is_grad_enabled() and isinstance(entering, torch.Tensor) and entering.requires_grad:
+            entering.register_hook(lambda _: pace("bwd", back))
 
-    module.register_forward_hook(pacer("fwd", work))
-    module.register_full_backward_hook(pacer("bwd", back))
+    # Module.register_full_backward_hook would make the output a view, which the schedule refuses.
+    module.register_forward_pre_hook(watch_input, with_kwargs=True)
+    module.register_forward_hook(lambda *_: pace("fwd", work))
