@@ -26,6 +26,12 @@ class Engine(Protocol):
     def check(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the arguments that need no plan."""
 
+    def check_files(self, spec: Spec) -> Sequence[Fault]:
+        """Faults of the files that the run reads on this host; not asked by a dry run, which may be elsewhere."""
+
+    def warnings(self, spec: Spec, plan: Plan) -> Sequence[str]:
+        """What the YAML asks for and does not get."""
+
     def request(self, spec: Spec) -> LayoutRequest:
         """The layout that the YAML gives by hand."""
 

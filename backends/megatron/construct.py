@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,13 +63,14 @@ def dataset_config(arguments: Mapping[str, Any], **overrides: Any) -> GPTDataset
 
 def refusals(arguments: Mapping[str, Any], meshes: list[dict[str, Any]]) -> list[str]:
     """What the classes refuse, each message once."""
-    attempts = [lambda mesh=mesh: transformer_config(arguments, fused=False, **mesh) for mesh in meshes]
+    attempts: list[Callable[[], Any]] = [partial(transformer_config, arguments, False, **mesh) for mesh in meshes]
+    attempts += [partial(optimizer_config, arguments), partial(ddp_config, arguments)]
     found: list[str] = []
-    for attempt in [*attempts, lambda: optimizer_config(arguments), lambda: ddp_config(arguments)]:
+    for attempt in attempts:
         try:
             attempt()
         except (ValueError, AssertionError, TypeError) as error:
-            found.append(f"{str(error).strip() or type(error).__name__}")
+            found.append(str(error).strip() or type(error).__name__)
     return list(dict.fromkeys(found))
 
 

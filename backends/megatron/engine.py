@@ -1,0 +1,89 @@
+"""The control side of the Megatron-Core engine: pure functions of the spec, no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from backends.megatron.arguments import complete, keys
+from backends.megatron.check import check_arguments, check_files, warnings_of
+from backends.megatron.fields import installed
+from backends.megatron.job import make_job, source_path
+from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
+from backends.megatron.request import read_request
+from flagvega.cluster.nodes import Cluster
+from flagvega.config.keys import Key
+from flagvega.config.spec import Spec
+from flagvega.errors import Fault
+from flagvega.layout.job import Job
+from flagvega.layout.plan import Boundary, Mesh, Plan
+from flagvega.layout.request import LayoutRequest
+
+
+class MegatronEngine:
+    """Trains GPT-like models with an unchanged megatron-core."""
+
+    name = "megatron"
+
+    def keys(self) -> Mapping[str, Key]:
+        """Every engine argument by name, supported or not."""
+        return keys()
+
+    def check(self, spec: Spec) -> Sequence[Fault]:
+        """Faults of the arguments that need no plan."""
+        return check_arguments(spec)
+
+    def check_files(self, spec: Spec) -> Sequence[Fault]:
+        """Faults of the files that the run reads on this host; not asked by a dry run."""
+        return check_files(spec)
+
+    def warnings(self, spec: Spec, plan: Plan) -> Sequence[str]:
+        """What the YAML asks for and does not get."""
+        return [*warnings_of(spec), *kernel_warnings(spec, plan)]
+
+    def request(self, spec: Spec) -> LayoutRequest:
+        """The layout that the YAML gives by hand; ConfigError when it gives none."""
+        return read_request(spec)
+
+    def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
+        """Why this mesh cannot run the spec's model, or None."""
+        return next((reason for reason, _ in mesh_faults(spec, mesh)), None)
+
+    def legal_boundary(self, spec: Spec, sender: Mesh, receiver: Mesh, boundary: Boundary) -> str | None:
+        """Why these meshes cannot be neighbours, or None."""
+        return boundary_fault(spec, sender, receiver, boundary)
+
+    def check_plan(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
+        """Faults of a whole plan: its meshes, its batch, and where it disagrees with the YAML."""
+        return plan_faults(spec, plan)
+
+    def construct(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
+        """What the engine's own classes refuse, asked in a child process; nothing where it is not installed."""
+        if installed() is None:
+            return []
+        meshes = [
+            {
+                "tensor_model_parallel_size": mesh.tp,
+                "context_parallel_size": mesh.cp,
+                "expert_model_parallel_size": mesh.ep,
+                "expert_tensor_parallel_size": mesh.etp,
+                "sequence_parallel": mesh.sp,
+            }
+            for mesh in plan.meshes
+        ]
+        argv = [sys.executable, "-P", "-m", "backends.megatron.construct"]
+        question = json.dumps({"arguments": complete(spec.arguments), "meshes": meshes})
+        answer = subprocess.run(
+            argv, input=question, capture_output=True, text=True, check=True, env=source_path(with_environment=True)
+        )
+        refusals: list[str] = json.loads(answer.stdout.splitlines()[-1])
+        return [Fault(f"megatron-core refuses: {refusal}", "train") for refusal in refusals]
+
+    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
+        """Commands for every node."""
+        return make_job(spec, plan, cluster)
+
+
+engine = MegatronEngine()

@@ -1,0 +1,89 @@
+"""The job of a plan: a rank program for every host, its environment, and the files it reads."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flagvega
+from backends.megatron.arguments import complete
+from flagvega.cluster.nodes import Cluster
+from flagvega.config.spec import Spec
+from flagvega.layout.codec import plan_to_json
+from flagvega.layout.job import Job, NodeJob
+from flagvega.layout.plan import Plan
+from flagvega.platform import Platform, find_chip, platforms
+
+PLAN_FILE = "plan.json"
+RANK_FILE = "job/rank.json"
+_SPECIFIC = ("node_specific", "device_type_specific")
+"""Blocks of ``experiment.envs`` that hold for one host or one kind of device only."""
+
+
+def make_job(spec: Spec, plan: Plan, cluster: Cluster) -> Job:
+    """Commands for the nodes that the plan uses, in node order."""
+    nodes = sorted({node for mesh in plan.meshes for node, _ in mesh.devices})
+    return Job(
+        nodes=tuple(_node_job(spec, plan, cluster, node) for node in nodes),
+        files={
+            PLAN_FILE: plan_to_json(plan),
+            RANK_FILE: {
+                "name": spec.name,
+                "arguments": complete(spec.arguments),
+                "bridge": dict(spec.blocks.get("bridge", {})),
+                "report": dict(spec.blocks.get("report", {})),
+            },
+        },
+    )
+
+
+def source_path(with_environment: bool = False) -> dict[str, str]:
+    """``PYTHONPATH`` by which ``python -P`` finds this source tree; empty where it is installed."""
+    environment = dict(os.environ) if with_environment else {}
+    root = Path(flagvega.__file__).resolve().parents[1]
+    if root in {Path(folder).resolve() for folder in site.getsitepackages()}:
+        return environment
+    inherited = os.environ.get("PYTHONPATH")
+    return environment | {"PYTHONPATH": os.pathsep.join([str(root), inherited] if inherited else [str(root)])}
+
+
+def _node_job(spec: Spec, plan: Plan, cluster: Cluster, node: int) -> NodeJob:
+    devices = sorted((local, mesh.chip) for mesh in plan.meshes for its, local in mesh.devices if its == node)
+    host = cluster.nodes[node].host
+    return NodeJob(
+        node=node,
+        host=host,
+        num_ranks=len(devices),
+        argv=(sys.executable, "-P", "-m", "backends.megatron", "--run-dir", str(spec.exp_dir.absolute())),
+        env=_environment(spec, host, devices) | {"FLAGVEGA_NODE": str(node)},
+    )
+
+
+def _environment(spec: Spec, host: str, devices: list[tuple[int, str]]) -> dict[str, str]:
+    """Ours, then the chips', then the user's for all, for a kind of device, for this host."""
+    found: dict[str, str] = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", **source_path()}
+    if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
+        found["GLOO_SOCKET_IFNAME"] = interface
+    for local, chip in devices:
+        platform = platforms.get(find_chip(chip).vendor)
+        if not _is_cuda(platform):
+            found |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        found |= platform.env(chip, local, len(devices))
+    found |= _texts({name: value for name, value in spec.envs.items() if name not in _SPECIFIC})
+    chips = {chip for _, chip in devices}
+    for name, values in spec.envs.get("device_type_specific", {}).items():
+        found |= _texts(values) if find_chip(name).name in chips else {}
+    return found | _texts(spec.envs.get("node_specific", {}).get(host, {}))
+
+
+def _is_cuda(platform: Platform) -> bool:
+    """Whether torch compiles for the vendor's devices as it does for CUDA's."""
+    return platform.collective_backend == "nccl"
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
