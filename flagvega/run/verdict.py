@@ -51,9 +51,11 @@ def find_culprit(agent_log: str, ranks: Sequence[int], exits: Mapping[int, dict[
     One that was killed, else the one that first told of an exception, else the first that torchrun lists.
     """
     codes = failures(agent_log, ranks)
-    killed = [rank for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
+    # torchrun ends with SIGTERM what is left when one has failed: no culprit's death.
+    own = {rank: code for rank, code in codes.items() if -code != signal.SIGTERM}
+    killed = [rank for rank, code in own.items() if code < 0]
     told = {rank: event["time"] for rank, event in exits.items() if event and event["code"] == ExitCode.INTERNAL}
-    return next(iter([*killed, *sorted(told, key=lambda rank: told[rank]), *codes]), None)
+    return next(iter([*killed, *sorted(told, key=lambda rank: told[rank]), *own, *codes]), None)
 
 
 def failures(agent_log: str, ranks: Sequence[int]) -> dict[int, int]:

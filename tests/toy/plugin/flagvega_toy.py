@@ -1,0 +1,84 @@
+"""An engine that computes nothing, found by its entry point as a stranger's would be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flagvega.cluster.nodes import Cluster
+from flagvega.config.keys import Key
+from flagvega.config.spec import Spec
+from flagvega.errors import Fault
+from flagvega.layout.codec import plan_to_json
+from flagvega.layout.job import Job, NodeJob
+from flagvega.layout.plan import Boundary, Mesh, Plan
+from flagvega.layout.request import LayoutRequest, MeshRequest
+
+PROGRAM = Path(__file__).parents[1] / "rank.py"
+
+
+class ToyEngine:
+    """Ranks of tests/toy/rank.py over one data-parallel mesh."""
+
+    name = "toy"
+
+    def keys(self) -> Mapping[str, Key]:
+        """What the toy can be told, and what short runs are told."""
+        keys = [
+            Key("words", "str_list", ()),
+            Key("ranks", "int", 2),
+            Key("train_iters", "int", 5),
+            *(Key(name, "any") for name in ("exit_interval", "save", "save_interval", "eval_interval", "log_interval")),
+        ]
+        return {key.name: key for key in keys}
+
+    def check(self, spec: Spec) -> Sequence[Fault]:
+        """Anything goes."""
+        return ()
+
+    def request(self, spec: Spec) -> LayoutRequest:
+        """One mesh."""
+        mesh = MeshRequest(dp=int(spec.arguments.get("ranks", 2)))
+        return LayoutRequest(meshes=(mesh,), num_layers=2, micro_batch_size=1, padded_vocab_size=128)
+
+    def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
+        """Any."""
+        return None
+
+    def legal_boundary(self, spec: Spec, sender: Mesh, receiver: Mesh, boundary: Boundary) -> str | None:
+        """Any."""
+        return None
+
+    def check_plan(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
+        """Any."""
+        return ()
+
+    def construct(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
+        """Nothing to construct."""
+        return ()
+
+    def warnings(self, spec: Spec, plan: Plan) -> Sequence[str]:
+        """None."""
+        return ()
+
+    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
+        """The toy's ranks, told the arguments."""
+        steps = spec.arguments.get("exit_interval") or spec.arguments.get("train_iters", 5)
+        words = [str(word) for word in spec.arguments.get("words", ())]
+        argv = (sys.executable, "-P", str(PROGRAM), "--run-dir", str(spec.exp_dir), "--steps", str(steps), *words)
+        env = {name: str(value) for name, value in spec.envs.items()} | {"OMP_NUM_THREADS": "1"}
+        counts = dict.fromkeys(range(len(cluster.nodes)), 0)
+        for mesh in plan.meshes:
+            for node, _ in mesh.devices:
+                counts[node] += 1
+        nodes = tuple(
+            NodeJob(node, cluster.nodes[node].host, count, argv, {**env, "FLAGVEGA_NODE": str(node)})
+            for node, count in counts.items()
+            if count
+        )
+        settings = {"arguments": {"train_iters": steps, "words": words}, "report": {"flops_per_token": 1e6}}
+        return Job(nodes, {"plan.json": plan_to_json(plan), "job/rank.json": settings})
+
+
+engine = ToyEngine()
