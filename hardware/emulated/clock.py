@@ -32,16 +32,20 @@ class Clock:
     def __init__(self, curve: Curve, name: str) -> None:
         self._curve = curve
         self._random = random.Random(f"{curve.seed}/{name}")
+        self.begin()
+        self.forgive()
+
+    def begin(self) -> None:
+        """Count the next piece of work from now."""
         self._mark_s = time.perf_counter()
+
+    def forgive(self) -> None:
+        """Forget the overruns so far: the first steps warm up."""
         self.chip_s = 0.0
         """The chip's time for all computation so far."""
         self.overrun_s = 0.0
         """By how much the host was slower than the chip, summed."""
         self.num_overruns = 0
-
-    def begin(self) -> None:
-        """Count from now."""
-        self._mark_s = time.perf_counter()
 
     def pace(self, kind: str, flops: float, num_bytes: float, tp: int) -> None:
         """Wait until the chip would be done with a piece of work; count an overrun when it would have been."""

@@ -16,7 +16,7 @@ from hardware.emulated.memory import LimitedMemory
 from hardware.emulated.platform import platform
 
 NUM_LIMITED_STEPS = 2
-"""Memory is watched until this many steps are done: by then every buffer has been needed once."""
+"""Memory is watched until this many steps are done: by then every buffer has been needed once. Timings count after."""
 
 
 class EmulatedDevice(Device):
@@ -59,16 +59,16 @@ class EmulatedDevice(Device):
         return self._curve.duration_s(kind, flops, num_bytes, tp)
 
     def begin_step(self, step: int) -> None:
-        """Start the clock anew; stop watching the memory after the first steps of this process."""
-        if self._load is None:
-            self._load = HostLoad()
+        """Start the clock anew; after the first steps of this process watch the timings instead of the memory."""
         if self._num_steps == NUM_LIMITED_STEPS:
             self._memory.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._load = HostLoad()
+            self._clock.forgive()
         self._num_steps += 1
         self._clock.begin()
 
     def timing_verdict(self) -> str:
-        """Whether the host was too busy, or slower than the chip."""
+        """Whether the host was too busy, or slower than the chip; nothing to say before memory is unwatched."""
         return judge(self._clock, self._load.share()) if self._load else ""
 
     def peak_bytes(self) -> int:

@@ -39,7 +39,7 @@ def small() -> Iterator[EmulatedDevice]:
     device.open("emu-s", 0)
     yield device
     for step in range(NUM_LIMITED_STEPS + 1):
-        device.begin_step(step)
+        device.begin_step(step)  # no matter how many there were: it leaves once
 
 
 def test_the_chips_are_emulated_each_with_its_curve():
@@ -164,6 +164,18 @@ def test_memory_is_not_watched_after_the_first_steps(small):
         small.begin_step(step)
     assert len([torch.zeros(16 * MIB) for _ in range(5)]) == 5
     assert small.peak_bytes() == 0
+
+
+def test_the_steps_that_warm_up_are_not_judged(small):
+    small.begin_step(0)
+    time.sleep(0.03)
+    small.pace("layer_fwd", 1e3, 0.0)
+    assert small.timing_verdict() == ""
+    for step in range(1, NUM_LIMITED_STEPS + 1):
+        small.begin_step(step)
+    time.sleep(0.03)
+    small.pace("layer_fwd", 1e3, 0.0)
+    assert small.timing_verdict().startswith("timings are invalid")
 
 
 def test_the_computation_is_that_of_the_cpu(small):
