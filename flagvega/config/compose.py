@@ -1,7 +1,7 @@
 """Composes the YAML files of an experiment, by hydra's rules, into one configuration.
 
-Hydra only composes: its command line, its callbacks and its logging are never reached. Each file is scanned
-(:mod:`flagvega.config.source`) before hydra constructs anything of it.
+Hydra only composes plain values: its command line, its callbacks and its logging are never reached. The experiment
+YAML is scanned (:mod:`flagvega.config.source`) before hydra sees it, every other file before it becomes part.
 """
 
 from __future__ import annotations
@@ -56,8 +56,13 @@ def _compose(
             _refuse([fault for _, source in mounted for fault in file_faults(source, folder, replaced)])
             return compose(name, list(words)), mounted
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            raise ConfigError(syntax_fault(error, Path(mark.name if mark else folder))) from error
+            path = (
+                Path(error.problem_mark.name)
+                if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
+                else folder
+            )
+            _refuse(file_faults(scan(path), folder, replaced))
+            raise ConfigError(syntax_fault(error, path)) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(Fault(str(error).splitlines()[0], shown(folder / f"{name}.yaml"))) from error
 

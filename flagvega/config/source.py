@@ -18,6 +18,7 @@ _PLAIN_TAGS: Final = frozenset(
     _PLAIN_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge", "value", "timestamp")
 )
 _MERGE: Final = _PLAIN_TAG + "merge"
+_GLUED: Final = re.compile(r"\s*[\w-]+:[^\s:/]")
 _INSTANTIATE: Final = re.compile(r"_(target|partial|args|recursive|convert)_")
 
 
@@ -77,12 +78,18 @@ def syntax_fault(error: yaml.YAMLError, path: Path) -> Fault:
     """What the YAML reader could not read, with its line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
-    line = f":{mark.line + 1}" if mark else ""
-    text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    fix = f"the line: {text[mark.line].strip()}" if mark and mark.line < len(text) else ""
-    if mark and mark.line < len(text) and "\t" in text[mark.line]:
+    if mark is None:
+        return Fault(f"not YAML: {what}", shown(path))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    line = min(mark.line, len(lines) - 1)
+    glued = [i for i in (line, line - 1) if i >= 0 and _GLUED.match(lines[i])]
+    if "\t" in lines[line]:
         fix = "indent with spaces, not with tabs"
-    return Fault(f"not YAML: {what}", f"{shown(path)}{line}", fix)
+    elif glued:
+        line, fix = glued[0], f"a blank belongs behind the colon: {lines[glued[0]].strip()}"
+    else:
+        fix = f"the line: {lines[line].strip()}"
+    return Fault(f"not YAML: {what}", f"{shown(path)}:{line + 1}", fix)
 
 
 def _walk(source: Source, node: yaml.Node, path: str, depth: int = 0) -> None:
@@ -94,6 +101,7 @@ def _walk(source: Source, node: yaml.Node, path: str, depth: int = 0) -> None:
         _refuse(source, node, path, f"tag '{tag}' is refused", "write a plain value")
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
+            source.lines.setdefault(f"{path}[{i}]", _line(item))
             _walk(source, item, f"{path}[{i}]", depth + 1)
     elif isinstance(node, yaml.MappingNode):
         _walk_mapping(source, node, path, depth)
