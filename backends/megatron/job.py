@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import site
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import flagvega
 from backends.megatron.arguments import complete
@@ -20,8 +18,6 @@ from flagvega.platform import Platform, find_chip, platforms
 
 PLAN_FILE = "plan.json"
 RANK_FILE = "job/rank.json"
-_SPECIFIC = ("node_specific", "device_type_specific")
-"""Blocks of ``experiment.envs`` that hold for one host or one kind of device only."""
 
 
 def make_job(spec: Spec, plan: Plan, cluster: Cluster) -> Job:
@@ -53,18 +49,17 @@ def source_path(with_environment: bool = False) -> dict[str, str]:
 
 def _node_job(spec: Spec, plan: Plan, cluster: Cluster, node: int) -> NodeJob:
     devices = sorted((local, mesh.chip) for mesh in plan.meshes for its, local in mesh.devices if its == node)
-    host = cluster.nodes[node].host
     return NodeJob(
         node=node,
-        host=host,
+        host=cluster.nodes[node].host,
         num_ranks=len(devices),
         argv=(sys.executable, "-P", "-m", "backends.megatron", "--run-dir", str(spec.exp_dir.absolute())),
-        env=_environment(spec, host, devices) | {"FLAGVEGA_NODE": str(node)},
+        env=_environment(spec, devices) | {"FLAGVEGA_NODE": str(node)},
     )
 
 
-def _environment(spec: Spec, host: str, devices: list[tuple[int, str]]) -> dict[str, str]:
-    """Ours, then the chips', then the user's for all, for a kind of device, for this host."""
+def _environment(spec: Spec, devices: list[tuple[int, str]]) -> dict[str, str]:
+    """Ours, then the chips', then the user's."""
     found: dict[str, str] = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", **source_path()}
     if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
         found["GLOO_SOCKET_IFNAME"] = interface
@@ -73,17 +68,9 @@ def _environment(spec: Spec, host: str, devices: list[tuple[int, str]]) -> dict[
         if not _is_cuda(platform):
             found |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
         found |= platform.env(chip, local, len(devices))
-    found |= _texts({name: value for name, value in spec.envs.items() if name not in _SPECIFIC})
-    chips = {chip for _, chip in devices}
-    for name, values in spec.envs.get("device_type_specific", {}).items():
-        found |= _texts(values) if find_chip(name).name in chips else {}
-    return found | _texts(spec.envs.get("node_specific", {}).get(host, {}))
+    return found | dict(spec.envs)
 
 
 def _is_cuda(platform: Platform) -> bool:
     """Whether torch compiles for the vendor's devices as it does for CUDA's."""
     return platform.collective_backend == "nccl"
-
-
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items() if value is not None}
