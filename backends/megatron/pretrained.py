@@ -1,0 +1,139 @@
+"""What a HuggingFace folder's ``config.json`` says, as engine arguments: control side, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.megatron.arguments import complete
+from backends.megatron.vocabulary import padded_vocab_size, read_json
+from flagvega.errors import ConfigError, Fault
+from flagvega.model.shape import Experts, ModelShape
+
+FAMILIES = ("llama", "mistral", "aquila", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+"""Values of ``model_type`` whose tensors are known."""
+
+WITH_QKV_BIAS = ("qwen2",)
+WITH_QK_NORM = ("qwen3", "qwen3_moe")
+
+ROPE_SCALING_FACTOR = 8.0
+"""megatron-core's ``use_rope_scaling`` is Llama 3.1's; other factors it does not take from arguments."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model on disk."""
+
+    folder: Path
+    family: str
+    shape: ModelShape
+    arguments: Mapping[str, Any]
+    """What a run that loads it must say."""
+    window: int | None
+    """Tokens that attention looks back, None: all."""
+
+
+def is_pretrained(path: Path) -> bool:
+    """Whether ``path`` is a HuggingFace folder."""
+    return (path / "config.json").is_file()
+
+
+def read_pretrained(folder: Path) -> Pretrained:
+    """The model of a folder; ConfigError when it is of a kind that is not known."""
+    config = read_json(folder / "config.json")
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(Fault(f"{folder} holds a model of type '{family}'", "load", f"known: {', '.join(FAMILIES)}"))
+    if config.get("hidden_act", "silu") != "silu":
+        raise ConfigError(Fault(f"{folder} has activation '{config['hidden_act']}'", "load", "known: silu"))
+    shape = _read_shape(config, family)
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return Pretrained(folder, family, shape, _arguments(config, shape, folder), window)
+
+
+def check_pretrained(folder: Path, arguments: Mapping[str, Any]) -> list[Fault]:
+    """Where the run's arguments build another model than the folder holds, all of it."""
+    try:
+        found = read_pretrained(folder)
+    except ConfigError as error:
+        return list(error.faults)
+    settings = complete(arguments)
+    faults = [
+        Fault(f"{folder} has {key} {value}, not {settings[key]}", key, f"write {key}: {_yaml(value)}")
+        for key, value in found.arguments.items()
+        if settings[key] != value
+    ]
+    if found.window is not None and arguments["seq_length"] > found.window:
+        what = f"{folder} attends to {found.window} tokens back, seq_length is {arguments['seq_length']}"
+        faults.append(Fault(what, "seq_length", f"write seq_length: {found.window} or less"))
+    rows = padded_vocab_size(arguments)
+    if rows < found.shape.vocab:
+        what = f"{folder} has {found.shape.vocab} token ids, more than the {rows} of this run"
+        faults.append(Fault(what, "vocab_size", f"write vocab_size: {found.shape.vocab}"))
+    return faults
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read_shape(config: Mapping[str, Any], family: str) -> ModelShape:
+    heads = config["num_attention_heads"]
+    num_experts = config.get("num_local_experts") or config.get("num_experts")
+    experts = None
+    if num_experts:
+        width = config.get("moe_intermediate_size") or config["intermediate_size"]
+        experts = Experts(num_experts, config["num_experts_per_tok"], width)
+    return ModelShape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        ffn=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings")),
+        qkv_bias=family in WITH_QKV_BIAS,
+        qk_norm=family in WITH_QK_NORM,
+        experts=experts,
+    )
+
+
+def _arguments(config: Mapping[str, Any], shape: ModelShape, folder: Path) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found = {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.kv_heads,
+        "kv_channels": shape.head_dim,
+        "untie_embeddings_and_output_weights": not shape.tied,
+        "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
+        "swiglu": True,
+        "add_bias_linear": False,
+        "normalization": "RMSNorm",
+        "apply_layernorm_1p": False,
+        "norm_epsilon": config.get("rms_norm_eps", 1e-6),
+        "position_embedding_type": "rope",
+        "rotary_percent": 1.0,
+        "rotary_base": int(config.get("rope_theta") or rope.get("rope_theta") or 10000),
+        "use_rope_scaling": _is_scaled(rope, folder),
+    }
+    if shape.experts is None:
+        return found | {"ffn_hidden_size": shape.ffn, "num_experts": None}
+    experts = shape.experts
+    return found | {"num_experts": experts.num, "moe_router_topk": experts.topk, "moe_ffn_hidden_size": experts.ffn}
+
+
+def _is_scaled(rope: Mapping[str, Any], folder: Path) -> bool:
+    """Whether rotary frequencies are Llama 3.1's; ConfigError for another scaling."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return False
+    if kind != "llama3" or rope.get("factor") != ROPE_SCALING_FACTOR:
+        what = f"{folder} scales its rotary frequencies by '{kind}', factor {rope.get('factor')}"
+        raise ConfigError(Fault(what, "load", f"known: llama3, factor {ROPE_SCALING_FACTOR:g}"))
+    return True

@@ -1,0 +1,76 @@
+"""Run as a process: logits of the product's own model, loaded from HuggingFace folders.
+
+``huggingface_logits.py FOLDER...``: each holds the model and ``arguments.json``; writes ``logits.npy`` there.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backends.megatron import repairs
+from backends.megatron.arguments import complete
+from backends.megatron.groups import build_groups
+from backends.megatron.huggingface import HuggingFaceWeights
+from backends.megatron.model import build_config, build_model
+from backends.megatron.session import join_world, mesh_backends, open_device, seed_everything
+from backends.megatron.vocabulary import padded_vocab_size
+from backends.megatron.weights import find_shards, read_weights
+from flagvega.layout.plan import Batch, Chunk, Mesh, Plan, Replica, Stage
+from flagvega.layout.ranks import Place, places
+
+
+def main() -> None:
+    folders = [Path(name) for name in sys.argv[1:]]
+    me, plan = start()
+    device, torch_device = open_device(me)
+    join_world(me, plan, 1)
+    repairs.mend()
+    groups = build_groups(plan, me, mesh_backends(plan))
+    for folder in folders:
+        arguments = complete(json.loads((folder / "arguments.json").read_text()))
+        seed_everything(arguments, me)
+        plan = one_rank(
+            arguments["num_layers"], padded_vocab_size(arguments), not arguments["untie_embeddings_and_output_weights"]
+        )
+        me = places(plan)[0]
+        config = build_config(arguments, plan, me, torch_device)
+        (model,) = build_model(arguments, config, plan, me, groups.collection, torch_device)
+        weights = HuggingFaceWeights(folder, plan.batch.padded_vocab_size)
+        read_weights(find_shards(model, me, config.num_moe_experts), weights.tensor)
+        tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        with torch.no_grad():
+            logits = model.eval()(tokens, positions, None)
+        np.save(folder / "logits.npy", logits.float().numpy())
+
+
+def start() -> tuple[Place, Plan]:
+    import os
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+    torch.set_num_threads(1)
+    plan = one_rank(1, 8, False)
+    return places(plan)[0], plan
+
+
+def one_rank(num_layers: int, rows: int, tied: bool) -> Plan:
+    return Plan(
+        batch=Batch(1, "token", rows),
+        meshes=(Mesh(0, "cpu", 1, 1, 1, 1, 1, False, ((0, 0),)),),
+        stages=(Stage(0, (Replica(0, 1, 1),), 1),),
+        chain=(Chunk(0, (0, num_layers), embedding=True, head=True),),
+        boundaries=(),
+        tied_embeddings=tied,
+    )
+
+
+if __name__ == "__main__":
+    main()
