@@ -9,13 +9,11 @@ from typing import Any, Final
 REDACTED: Final = "<redacted>"
 
 _SECRET: Final = re.compile(
-    r"(^|_)(tokens?|secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|secret|auth|ssh)_?keys?|auth)"
-    r"($|_)",
+    r"(^|_)((secrets?|passwords?|passwd|passphrase|credentials?|(api|access|private|auth|ssh)_?keys?)(_|$)|(token|auth)$)",
     re.IGNORECASE,
 )
 _HARMLESS: Final = re.compile(
-    r"(^|_)tokens$|^(num|max|min|special|per|pad|eod|eos|bos|unk|mask|class|cls|vision|image)_|_(cls|class|pad|eod|eos|bos)_|"
-    r"^use_|^disable_|^add_|^no_|^log_|^moe_|^calculate_|_(loss|file|id|ids|size|dropping|dispatcher_type|count|type)$",
+    r"^(use|add|disable|no|log|num)_|(pad|eod|eos|bos|unk|mask|cls|class|prefix|suffix|middle|image)_token$",
     re.IGNORECASE,
 )
 _USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
@@ -34,7 +32,7 @@ def redact(value: Any, key: str = "") -> Any:
     References to environment variables are names, not values: they stay.
     """
     if isinstance(value, Mapping):
-        return {name: redact(item, str(name)) for name, item in value.items()}
+        return {name: redact(item, key if is_secret(key) else str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(item, key) for item in value]
     if value is None or isinstance(value, bool):
