@@ -1,6 +1,6 @@
 """Write backends/megatron/flagscale.csv and docs/arguments.md: what becomes of FlagScale's keys and of all arguments.
 
-Source: ``tools/flagscale_train_keys.csv``, every task-level key of the example files of FlagScale v0.6.0.
+Source: ``tests/data/flagscale_keys.csv``, every key of the example files of FlagScale v0.6.0.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def classify(path: str) -> tuple[str, str]:
 
 def flagscale_paths() -> list[str]:
     """The key paths of the source, in its order."""
-    with (ROOT / "tools/flagscale_train_keys.csv").open(newline="") as file:
-        return [line["key"] for line in csv.DictReader(file)]
+    with (ROOT / "tests/data/flagscale_keys.csv").open(newline="") as file:
+        return [line["key"] for line in csv.DictReader(file) if line["key"].startswith("train.")]
 
 
 def make_table() -> str:
