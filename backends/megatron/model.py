@@ -83,6 +83,7 @@ def build_model(
             rotary_percent=arguments["rotary_percent"],
             rotary_base=arguments["rotary_base"],
             rope_scaling=arguments["use_rope_scaling"],
+            rope_scaling_factor=arguments["rope_scaling_factor"],
             seq_len_interpolation_factor=arguments["rotary_seq_len_interpolation_factor"],
             pg_collection=groups,
             vp_stage=i if len(chunks) > 1 else None,
