@@ -28,6 +28,8 @@ ACTIONS: Mapping[str, str] = {
     "schema": "the JSON schema of every key",
     "init": "write a commented YAML to start from",
 }
+PLAIN_WIDTH = 160
+"""Columns of a table that no terminal limits."""
 MODULES: Mapping[str, str] = {"query": "status"}
 """Actions whose module has another name."""
 
@@ -52,15 +54,16 @@ def _answer(words: Sequence[str]) -> Answer:
         print(help_text(ACTIONS, OPTIONS))
         return Answer({})
     call = Call(command, Console(stderr=True))
+    as_json = call.json
     action = command.action or choose_action(command, call.draft, ACTIONS)
     module = importlib.import_module(f"flagvega.actions.{MODULES.get(action, action)}")
     answer: Answer = module.act(call)
-    if call.json:
+    if as_json:
         print(json.dumps(_strict(answer.document), indent=2, ensure_ascii=False))
     else:
-        console = Console(soft_wrap=True)
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         for part in answer.shown:
-            console.print(part, markup=False, highlight=False)
+            console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
     return answer
 
 

@@ -86,9 +86,9 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 class Lines:
     """A file of JSON lines that is read as it grows."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, offset_bytes: int = 0) -> None:
         self.path = Path(path)
-        self.offset = 0
+        self.offset = offset_bytes
 
     def skip(self) -> None:
         """Pass over what is there already."""

@@ -56,10 +56,8 @@ def environment(decision: Decision) -> dict[str, str]:
 
 def follow(call: Call, decision: Decision, directory: RunDirectory) -> tuple[Run, Progress]:
     """Run in the foreground, with the live view on stderr; how it ended."""
-    lines = directory.metrics()
-    lines.skip()
     try:
-        with LiveView(call.console, lines, watch_facts(decision)) as view:
+        with LiveView(call.console, directory.metrics(), watch_facts(decision)) as view:
             supervisor = Supervisor(directory, say=view.say, watch=view.update)
             return supervisor.supervise(environment(decision)), view.progress
     finally:
@@ -114,7 +112,11 @@ def host_commands(decision: Decision) -> list[str]:
 
 
 def _program() -> str:
-    return "flagvega" if Path(sys.argv[0]).name == "flagvega" else "python run.py"
+    """How the user called us."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m flagvega"
+    return f"python {shlex.quote(sys.argv[0])}" if path.suffix == ".py" else path.name
 
 
 def _config_text(decision: Decision) -> str:

@@ -39,7 +39,7 @@ def _ended(run: Run, facts: Mapping[str, Any]) -> tuple[str, ...]:
     lines += [run.reason] if run.exit_code else []
     if facts["steps"]:
         lines.append(f"step {facts['steps']}, loss {facts['loss']:.4f}, {facts['tokens_per_s']:,.0f} tokens/s")
-    return (*lines, *_listed(facts["next"]))
+    return (*lines, *_listed({name: line for name, line in facts["next"].items() if name != "stop"}))
 
 
 def _listed(commands: Mapping[str, str]) -> list[str]:

@@ -24,7 +24,6 @@ def act(call: Call) -> Answer:
     decision = decide(call, _shorten(call.spec, num_steps))
     directory = ready(call, decision)
     lines = directory.metrics()
-    lines.skip()
     run, progress = follow(call, decision, directory)
     faults = [run.reason] if run.exit_code else judge_steps(lines.read())
     document = summary(run, progress, directory) | {"passed": not faults, "faults": faults}

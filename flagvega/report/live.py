@@ -52,7 +52,9 @@ class LiveView:
                 self._print_line()
 
     def say(self, text: str) -> None:
-        """A line above the table."""
+        """A line above the table, or between the plain ones, where it belongs in time."""
+        if self._pending and not self._console.is_terminal:
+            self._print_line()
         self._console.print(Text(text))
 
     def _print_line(self) -> None:

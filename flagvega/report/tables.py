@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flagvega.cluster.nodes import Cluster
-from flagvega.layout.plan import Boundary, Plan, Stage
+from flagvega.layout.plan import Boundary, Mesh, Plan, Replica, Stage
 from flagvega.layout.ranks import Place, stage_chunks, stage_places
 
 
 def cluster_table(cluster: Cluster) -> Table:
     """A row for each host."""
-    table = Table("node", "host", "devices", title="cluster", title_justify="left")
+    table = Table("node", "host", "devices", title="cluster", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, node in enumerate(cluster.nodes):
         chips = ", ".join(f"{count} x {chip}" for chip, count in Counter(node.devices).items())
         table.add_row(str(i), node.host, chips)
@@ -23,33 +24,26 @@ def cluster_table(cluster: Cluster) -> Table:
 
 def plan_table(plan: Plan) -> Table:
     """A row for each stage."""
-    names = (
-        "stage",
-        "layers",
-        "chip",
-        "devices",
-        "tp",
-        "cp",
-        "ep",
-        "dp",
-        "micro-batch",
-        "in flight",
-        "recompute",
-        "next",
-    )
-    table = Table(title=f"plan: {_summary(plan)}", title_justify="left")
-    for name in names:
-        table.add_column(name, no_wrap=name != "devices")
+    table = Table(title=f"plan: {_summary(plan)}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "layers", "chip", "devices", "degrees", "mbs", "in flight", "recompute", "next"):
+        table.add_column(name)
     for stage in plan.stages:
         replica = stage.replicas[0]
         mesh = plan.meshes[replica.mesh]
-        degrees = [str(degree) for degree in (mesh.tp, mesh.cp, mesh.ep, replica.dp)]
         boundary = plan.boundaries[stage.id] if stage.id < len(plan.boundaries) else None
         table.add_row(
-            *(str(stage.id), _layers(plan, stage.id), mesh.chip, _devices(stage_places(plan, stage.id)), *degrees),
-            *(str(replica.micro_batch_size), str(stage.in_flight), _recompute(stage), _boundary(boundary)),
+            *(str(stage.id), _layers(plan, stage.id), mesh.chip, _devices(stage_places(plan, stage.id))),
+            *(_degrees(mesh, replica), str(replica.micro_batch_size), str(stage.in_flight)),
+            *(_recompute(stage), _boundary(boundary)),
         )
     return table
+
+
+def _degrees(mesh: Mesh, replica: Replica) -> str:
+    """``tp2 dp4``: those above 1."""
+    degrees = {"tp": mesh.tp, "cp": mesh.cp, "ep": mesh.ep, "dp": replica.dp}
+    words = [f"{name}{degree}" for name, degree in degrees.items() if degree > 1] + (["sp"] if mesh.sp else [])
+    return " ".join(words) or "1"
 
 
 def _summary(plan: Plan) -> str:
@@ -61,10 +55,10 @@ def _layers(plan: Plan, stage: int) -> str:
     parts = []
     for chunk in stage_chunks(plan, stage):
         first, end = chunk.layers
-        words = ["embedding"] if chunk.embedding else []
+        words = ["emb"] if chunk.embedding else []
         words += [f"{first}-{end - 1}" if end - first > 1 else str(first)] if end > first else []
         words += ["head"] if chunk.head else []
-        parts.append(" + ".join(words) or "none")
+        parts.append("+".join(words) or "none")
     return " | ".join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class Run:
     reason: str = ""
     watch: dict[str, Any] = field(default_factory=dict)
     """What a watcher needs to turn metrics into shares and times."""
+    metrics_offset_bytes: int = 0
+    """Where this run's metrics begin; those before are of earlier runs in the directory."""
     schema: int = SCHEMA
 
     @property
@@ -110,8 +112,9 @@ class RunDirectory:
         return read_json_lines(self.event_file(rank))
 
     def metrics(self) -> Lines:
-        """The metrics, to be read as they grow."""
-        return Lines(self.metrics_file)
+        """The metrics of the run here, to be read as they grow."""
+        run = self.read()
+        return Lines(self.metrics_file, run.metrics_offset_bytes if run else 0)
 
     def read(self) -> Run | None:
         """The state of the run here; None when there never was one."""
@@ -121,8 +124,9 @@ class RunDirectory:
             return None
         except json.JSONDecodeError as error:
             raise ConfigError(Fault(f"is damaged: {error}", where=str(self.run_file))) from error
-        if raw.get("schema") != SCHEMA or set(raw) != {entry.name for entry in fields(Run)}:
-            raise ConfigError(Fault("was written by another version of flagvega", where=str(self.run_file)))
+        if raw.get("schema") != SCHEMA:
+            fix = "delete it if that run has ended"
+            raise ConfigError(Fault("was written by another version of flagvega", str(self.run_file), fix))
         owner = raw.pop("supervisor")
         ranks = tuple(raw.pop("ranks"))
         return Run(**raw, ranks=ranks, supervisor=Owner(**owner) if owner else None)

@@ -37,7 +37,7 @@ def prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[
             kill_processes(old.token)
         for path, text in {**files, **render(launch)}.items():
             write_text(launch.run_dir / path, text)
-        directory.write(_new_run(launch, name, node, watch))
+        directory.write(_new_run(launch, name, directory, watch))
     except BaseException:
         lock.release()
         raise
@@ -63,8 +63,9 @@ def start_detached(directory: RunDirectory, environ: Mapping[str, str]) -> Run:
     raise PreflightError(Fault("the supervisor did not start", where=str(directory.supervisor_log)))
 
 
-def _new_run(launch: Launch, name: str, node: int, watch: Mapping[str, Any]) -> Run:
-    now = time.time()
+def _new_run(launch: Launch, name: str, directory: RunDirectory, watch: Mapping[str, Any]) -> Run:
+    now, node = time.time(), directory.node
+    metrics = directory.metrics_file
     return Run(
         run_id=f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{os.getpid()}",
         name=name,
@@ -76,6 +77,7 @@ def _new_run(launch: Launch, name: str, node: int, watch: Mapping[str, Any]) -> 
         grace_s=launch.grace_s,
         started=now,
         watch=dict(watch),
+        metrics_offset_bytes=metrics.stat().st_size if metrics.exists() else 0,
     )
 
 
