@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from backends.megatron.arguments import complete, keys, negations
 from backends.megatron.check_model import check_model
 from backends.megatron.check_training import check_training
 from backends.megatron.datafiles import check_data, read_sources
+from backends.megatron.pretrained import check_pretrained, is_pretrained
 from backends.megatron.request import padded_vocab_size, read_request
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
@@ -94,7 +96,10 @@ def check_arguments(spec: Spec) -> list[Fault]:
 def check_files(spec: Spec) -> list[Fault]:
     """Faults of the files that the run will read on this host; a dry run elsewhere does not ask."""
     settings = complete(spec.arguments)
-    return _placed(spec, check_data(settings, padded_vocab_size(spec, settings)))
+    faults = check_data(settings, padded_vocab_size(spec, settings))
+    if settings["load"] and is_pretrained(Path(settings["load"])):
+        faults += check_pretrained(Path(settings["load"]), settings)
+    return _placed(spec, faults)
 
 
 def _placed(spec: Spec, faults: Iterable[Fault]) -> list[Fault]:

@@ -18,8 +18,8 @@ FAMILIES = ("llama", "mistral", "aquila", "qwen2", "qwen3", "mixtral", "qwen3_mo
 WITH_QKV_BIAS = ("qwen2",)
 WITH_QK_NORM = ("qwen3", "qwen3_moe")
 
-ROPE_SCALING_FACTOR = 8.0
-"""megatron-core's ``use_rope_scaling`` is Llama 3.1's; other factors it does not take from arguments."""
+ROPE_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What megatron-core's ``use_rope_scaling``, which is Llama 3.1's, has fixed; the factor is an argument."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,21 @@ def _arguments(config: Mapping[str, Any], shape: ModelShape, folder: Path) -> di
         "position_embedding_type": "rope",
         "rotary_percent": 1.0,
         "rotary_base": int(config.get("rope_theta") or rope.get("rope_theta") or 10000),
-        "use_rope_scaling": _is_scaled(rope, folder),
     }
+    found |= _rope_scaling(rope, folder)
     if shape.experts is None:
         return found | {"ffn_hidden_size": shape.ffn, "num_experts": None}
     experts = shape.experts
     return found | {"num_experts": experts.num, "moe_router_topk": experts.topk, "moe_ffn_hidden_size": experts.ffn}
 
 
-def _is_scaled(rope: Mapping[str, Any], folder: Path) -> bool:
-    """Whether rotary frequencies are Llama 3.1's; ConfigError for another scaling."""
+def _rope_scaling(rope: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Arguments that scale rotary frequencies as Llama 3.1 does; ConfigError for another scaling."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
-        return False
-    if kind != "llama3" or rope.get("factor") != ROPE_SCALING_FACTOR:
-        what = f"{folder} scales its rotary frequencies by '{kind}', factor {rope.get('factor')}"
-        raise ConfigError(Fault(what, "load", f"known: llama3, factor {ROPE_SCALING_FACTOR:g}"))
-    return True
+        return {"use_rope_scaling": False}
+    if kind != "llama3" or any(rope.get(key) != value for key, value in ROPE_SCALING.items()):
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        fix = f"known: llama3, with {ROPE_SCALING}"
+        raise ConfigError(Fault(f"{folder} scales its rotary frequencies as {scaling}", "load", fix))
+    return {"use_rope_scaling": True, "rope_scaling_factor": float(rope["factor"])}

@@ -17,7 +17,7 @@ from backends.megatron.loop import Datasets, StopRequest, train
 from backends.megatron.progress import Extent, Position, read_extent
 from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
 from backends.megatron.trainer import Trainer
-from backends.megatron.vocabulary import read_vocabulary
+from backends.megatron.vocabulary import padded_vocab_size, read_vocabulary
 from flagvega.layout.ranks import Place
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _open_weights(source: Path | None, arguments: Any) -> Any:
         return None
     from backends.megatron.huggingface import HuggingFaceWeights
 
-    return HuggingFaceWeights(source).tensor
+    return HuggingFaceWeights(source, padded_vocab_size(arguments)).tensor
 
 
 def _open_datasets(settings: Settings, trainer: Trainer, extent: Extent) -> Datasets:

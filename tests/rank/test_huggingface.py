@@ -32,10 +32,18 @@ BASE: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "qwen2": {**BASE, "model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6},
     "qwen3": {**BASE, "model_type": "qwen3", "head_dim": 16},
+    "llama 3.2": {**BASE, "rope_scaling": LLAMA3},
     "mixtral": {**BASE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
@@ -116,16 +124,28 @@ def attention(config: dict[str, Any], layer: str, x: Tensor, linear: Any, norm: 
         part = part.unflatten(-1, (count, -1)).transpose(1, 2)
         if config["model_type"] == "qwen3" and which != "v":
             part = norm(part, f"{layer}.self_attn.{which}_norm")
-        parts.append(part if which == "v" else rotate(part, config["rope_theta"]))
+        parts.append(part if which == "v" else rotate(part, frequencies(config, part.shape[-1] // 2)))
     query, key, value = parts
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     return functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
 
 
-def rotate(x: Tensor, base: float) -> Tensor:
+def frequencies(config: dict[str, Any], half: int) -> Tensor:
+    """Long waves are slowed by the factor, short ones kept, those between in proportion (Llama 3.1)."""
+    plain = config["rope_theta"] ** -(torch.arange(half) / half)
+    scaling = config.get("rope_scaling")
+    if scaling is None:
+        return plain
+    turns = scaling["original_max_position_embeddings"] * plain / (2 * torch.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / scaling["factor"])
+
+
+def rotate(x: Tensor, frequency: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    angles = torch.arange(x.shape[-2])[:, None] / base ** (torch.arange(half) / half)
+    angles = torch.arange(x.shape[-2])[:, None] * frequency
     angles = torch.cat([angles, angles], dim=-1)
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
     return x * angles.cos() + turned * angles.sin()
@@ -200,7 +220,7 @@ def test_a_window_shorter_than_the_sequence_is_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "bert"}, "known: llama, mistral"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "'yarn', factor 4"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "scales its rotary frequencies as .*yarn"),
     ],
 )
 def test_models_of_other_kinds_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
