@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 
 from flagvega.config.command import Command
 from flagvega.config.draft import Draft
-from flagvega.config.load import build_spec, find_exp_dir, read_experiment
+from flagvega.config.load import find_exp_dir, judge, read_experiment
 from flagvega.config.spec import Spec
 from flagvega.engine import Engine, engines
 from flagvega.errors import ConfigError, Fault
@@ -73,7 +73,7 @@ class Call:
     @cached_property
     def spec(self) -> Spec:
         """The configuration, every key of it judged; warnings are said once."""
-        spec = build_spec(self.draft, self.engine.keys())
+        spec = judge(self.draft, lambda name: engines.get(name).keys())
         for warning in spec.warnings:
             self.say(f"warning: {warning}")
         return spec

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flagvega.config.nearest import nearest
+from flagvega.config.nearest import edit_distance, nearest
 from flagvega.errors import ConfigError, Fault
 
 USAGE: Final = "python run.py --config-path DIR --config-name NAME [action=ACTION] [key=value ...]"
@@ -90,6 +90,7 @@ def parse(argv: Sequence[str], actions: Mapping[str, str], options: Mapping[str,
         else:
             faults.append(_not_an_override(word, actions))
     action, taken, overrides = _split(overrides, options)
+    faults += [fault for each in overrides for fault in _near_option(each, options)]
     if action is not None and action not in actions:
         faults.append(unknown_action(action, actions, "command line: action"))
     if faults and not wants_help:
@@ -155,6 +156,13 @@ def _split(overrides: list[Override], options: Mapping[str, str]) -> tuple[str |
     action = next((each.value for each in reversed(overrides) if each.key == "action" and not each.remove), None)
     taken = {each.key: each.value for each in overrides if each.key in options}
     return action, taken, [each for each in overrides if each.key != "action" and each.key not in options]
+
+
+def _near_option(override: Override, options: Mapping[str, str]) -> list[Fault]:
+    """``detatch=true`` is meant for the action: the YAML has no key that is one letter off an option."""
+    near = [name for name in ("action", *options) if edit_distance(override.key, name) == 1]
+    fix = f"did you mean {near[0]}={override.value}?" if near else ""
+    return [Fault(f"unknown option '{override.key}'", override.place, fix)] if near else []
 
 
 def _unknown_flag(flag: str) -> Fault:

@@ -54,12 +54,11 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
     )
 
 
-def load_spec(command: Command, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
-    """Both steps; ``keys_of`` gives an engine's arguments by the engine's name.
+def judge(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
+    """:func:`build_spec` for the engine that the draft names; ``keys_of`` gives its arguments by its name.
 
     :raises ConfigError: with all faults; when there is no such engine, with those of everything but its arguments.
     """
-    draft = read_experiment(command)
     try:
         keys = keys_of(draft.backend)
     except ConfigError as error:
@@ -71,6 +70,14 @@ def load_spec(command: Command, keys_of: Callable[[str], Mapping[str, Key]]) -> 
         read_blocks(values, report)
         raise ConfigError(report.faults) from error
     return build_spec(draft, keys)
+
+
+def load_spec(command: Command, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
+    """Read and judge in one go.
+
+    :raises ConfigError: with all faults.
+    """
+    return judge(read_experiment(command), keys_of)
 
 
 def choose_action(command: Command, draft: Draft, actions: Mapping[str, str]) -> str:
