@@ -105,6 +105,8 @@ def _chain_faults(plan: Plan) -> Iterator[Fault]:
     if plan.schedule != wanted:
         what = f"{virtual} chunks a stage, but schedule {plan.schedule}"
         yield Fault(what, "plan decisions.schedule", f"write {wanted}")
+    if virtual > 1 and len(plan.stages) == 1:
+        yield Fault("an interleaved schedule needs at least two stages", "plan decisions.chain", "visit stage 0 once")
     if virtual > 1 and len(plan.meshes) > 1:
         yield Fault("an interleaved schedule runs in one mesh", "plan decisions.meshes", "visit every stage once")
     end = 0
