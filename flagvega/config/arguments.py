@@ -92,8 +92,15 @@ def _take(key: Key, value: Any, path: str, found: dict[str, Any], where: dict[st
         what = f"'{key.name}' is given twice: {first}, and {describe(taken)} here"
         report.fault(path, what, f"keep one of them (from the command line: {where[key.name]}=...)")
     else:
+        if key.name not in found and key.target == "unsupported" and not _asks_nothing(key, taken):
+            report.fault(path, f"'{key.name}' is known, but not supported", key.note)
         found.setdefault(key.name, taken)
         where.setdefault(key.name, path)
+
+
+def _asks_nothing(key: Key, value: Any) -> bool:
+    """Whether a value leaves things as they are without the key."""
+    return bool(value == key.default or (key.type == "bool" and not value and not key.default))
 
 
 def _words(key: Key) -> str:

@@ -59,11 +59,10 @@ def test_a_duplicate_leaf_is_found_for_every_key(write, faults):
     again = {name: pair[1] for name, pair in pairs.items()}
     lines = _write_model(write, first, again)
 
-    found = {fault.where: fault.what for fault in faults()}
+    found = {fault.where: fault.what for fault in faults() if "given twice" in fault.what}
 
     assert found.keys() == {f"conf/train/tiny.yaml:{lines[name]} train.system.{name}" for name in pairs}
-    assert all(f"'{name}' is given twice" in what for name, what in zip(pairs, found.values(), strict=True))
-    assert all("train.model." in what for what in found.values())
+    assert all(f"train.model.{name}, and" in what for name, what in zip(pairs, found.values(), strict=True))
 
 
 def test_a_leaf_given_twice_with_one_value_is_fine(write, load):

@@ -81,6 +81,12 @@ def test_values_get_the_types_of_their_keys(write, load):
     assert isinstance(arguments["train_samples"], int)
 
 
+def test_switching_off_what_is_not_supported_is_fine(write, load):
+    write(task="model: {multi_latent_attention: false}\n")
+
+    assert load().arguments == {"multi_latent_attention": False}
+
+
 def test_references_resolve_and_the_dump_keeps_them(write, load, monkeypatch):
     monkeypatch.setenv("NODES", "2")
     monkeypatch.setenv("MY_HOST", "host-a")

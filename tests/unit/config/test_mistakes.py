@@ -140,6 +140,8 @@ MISTAKES = [
             experiment=("OMP_NUM_THREADS: 2", "OMP_NUM_THREADS: true # <-")),
     Mistake("a shell variable in a command", "experiment.cmds.before_start", r"write \$HOME",
             experiment=("ulimit -n 1024", "cd ${HOME} # <-")),
+    Mistake("an argument that this engine does not serve", "train.model.multi_latent_attention", "known, but not",
+            task=("  num_layers: 4", "  num_layers: 4\n  multi_latent_attention: true # <-")),
     Mistake("a typo on the command line", "train.model.num_layerss", "'num_layers'",
             words=("train.model.num_layerss=8",)),
     Mistake("another nesting on the command line", "train.model.lr",
