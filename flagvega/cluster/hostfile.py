@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from flagvega.errors import ConfigError, Fault
 
 _KEYS = ("slots", "type")
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|\[?[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?\]?")
-"""A host name, an IPv4 or an IPv6 address; never an option of a command."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""A host name or an IPv4 address; never an option of a command."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def parse_hostfile(text: str, name: str) -> tuple[HostLine, ...]:
 
 def _read_line(words: list[str], where: str, faults: list[Fault]) -> HostLine:
     host = words[0]
-    if not _HOST.fullmatch(host):
+    if not _NAME.fullmatch(host) and not _is_ipv6(host):
         fix = "write the name or address alone; ports belong to runner.ssh_port" if ":" in host else "write a host name"
         faults.append(Fault(f"'{host}' is no host name or address", where, fix))
     values: dict[str, str] = {}
@@ -77,6 +78,14 @@ def _read_line(words: list[str], where: str, faults: list[Fault]) -> HostLine:
         else:
             values[key] = value
     return HostLine(host.strip("[]"), _read_slots(values.get("slots"), where, faults), values.get("type"), where)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _read_slots(text: str | None, where: str, faults: list[Fault]) -> int | None:

@@ -97,7 +97,7 @@ def _chips_here(spec: Spec, request: LayoutRequest) -> list[str]:
     chips: list[str] = []
     for chip in dict.fromkeys(mesh.chip or found[0].chip for mesh in request.meshes):
         needed = sum(_needed(mesh, 1) for mesh in request.meshes if (mesh.chip or found[0].chip) == chip)
-        chips += [chip] * (countable[chip] * num_nodes or needed)
+        chips += [chip] * min(countable[chip] * num_nodes or needed, needed)
     return chips
 
 
