@@ -6,11 +6,13 @@ format; ``tools/prepare_data.py`` writes ``<prefix>.json`` beside them, which sa
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from backends.megatron.vocabulary import read_json
 from flagvega.errors import ConfigError, Fault
@@ -20,6 +22,10 @@ DEFAULT_SPLIT = "969,30,1"
 """Megatron-LM's split for a ``data_path`` without one."""
 TEXT_SUFFIX, MASK_SUFFIX = "_text_document", "_loss_mask_document"
 """FlagScale's names for a text and for the mask of those of its tokens that the loss counts."""
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+"""Of an index: magic, version, element type, counts; then int32 lengths and int64 begins of sequences, documents."""
+ELEMENT_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
 MASK_KEY = "apply_sft_dataset_separated_loss_mask_if_existed"
 
 
@@ -74,10 +80,15 @@ def check_data(arguments: Mapping[str, Any], vocab_size: int) -> list[Fault]:
     if sources is None:
         return []
     faults = [fault for prefix in sources.prefixes for fault in _check_prefix(prefix, vocab_size)]
-    if arguments.get(MASK_KEY) and not any(mask_prefix(prefix) for prefix in sources.prefixes):
+    return faults + (_check_masks(sources) if arguments.get(MASK_KEY) else [])
+
+
+def _check_masks(sources: Sources) -> list[Fault]:
+    found = [mask for prefix in sources.prefixes if (mask := mask_prefix(prefix))]
+    if not found:
         what = f"no {MASK_SUFFIX} files beside the data"
-        faults.append(Fault(what, MASK_KEY, "prepare the data with --sft, or leave the key out"))
-    return faults
+        return [Fault(what, MASK_KEY, "prepare the data with --sft, or leave the key out")]
+    return [fault for mask in found for fault in _check_files(mask)]
 
 
 def mask_prefix(prefix: str) -> str | None:
@@ -87,17 +98,46 @@ def mask_prefix(prefix: str) -> str | None:
 
 
 def _check_prefix(prefix: str, vocab_size: int) -> list[Fault]:
+    faults = _check_files(prefix)
+    manifest = Path(prefix + ".json")
+    written = read_json(manifest).get("vocab_size", 0) if manifest.exists() else 0
+    if written > vocab_size:
+        what = f"{prefix} was written with {written} token ids, the model has {vocab_size}"
+        faults.append(Fault(what, "data_path", "use the tokenizer that prepared the data"))
+    return faults
+
+
+def _check_files(prefix: str) -> list[Fault]:
     missing = [suffix for suffix in (".bin", ".idx") if not Path(prefix + suffix).exists()]
     if missing:
         stem = re.sub(r"\.(bin|idx)$", "", prefix)
         fix = f"leave the ending out: {stem}" if stem != prefix else "tools/prepare_data.py writes such files"
         return [Fault(f"no such data: {prefix}{' and '.join(missing)}", "data_path", fix)]
-    manifest = Path(prefix + ".json")
-    written = read_json(manifest).get("vocab_size", 0) if manifest.exists() else 0
-    if written > vocab_size:
-        what = f"{prefix} was written with {written} token ids, the model has {vocab_size}"
-        return [Fault(what, "data_path", "use the tokenizer that prepared the data")]
-    return []
+    damage = find_damage(prefix)
+    return [Fault(f"{prefix} is damaged: {damage}", "data_path", "prepare or copy it again")] if damage else []
+
+
+def find_damage(prefix: str) -> str | None:
+    """Why the files cannot be whole: their sizes against what the index says. None when they fit."""
+    with Path(prefix + ".idx").open("rb") as file:
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size or not header.startswith(MAGIC):
+            return ".idx is no index of token files"
+        _, version, code, sequences, documents = HEADER.unpack(header)
+        if version != 1 or code not in ELEMENT_BYTES:
+            return f".idx has version {version} and element type {code}"
+        lengths, pointers = HEADER.size, HEADER.size + 4 * sequences
+        if os.fstat(file.fileno()).st_size != pointers + 8 * sequences + 8 * documents:
+            return ".idx is cut short"
+        last_length = _read_number(file, lengths + 4 * (sequences - 1), "<i") if sequences else 0
+        last_begin = _read_number(file, pointers + 8 * (sequences - 1), "<q") if sequences else 0
+    found, wanted = Path(prefix + ".bin").stat().st_size, last_begin + last_length * ELEMENT_BYTES[code]
+    return None if found == wanted else f".bin has {found} bytes, .idx says {wanted}"
+
+
+def _read_number(file: IO[bytes], at: int, form: str) -> int:
+    file.seek(at)
+    return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
 
 
 def _read_blend(arguments: Mapping[str, Any], key: str, faults: list[Fault]) -> Blend | None:

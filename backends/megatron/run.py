@@ -18,7 +18,8 @@ from backends.megatron.progress import Extent, Position, read_extent
 from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
 from backends.megatron.trainer import Trainer
 from backends.megatron.vocabulary import padded_vocab_size, read_vocabulary
-from flagvega.layout.ranks import Place
+from flagvega.layout.plan import Plan
+from flagvega.layout.ranks import Place, places
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _open_weights(source: Path | None, arguments: Any) -> Any:
 
 
 def _open_datasets(settings: Settings, trainer: Trainer, extent: Extent) -> Datasets:
-    """Indices are built by one rank; all meet, since building is a barrier."""
+    """Index files are written by one rank of each host, since hosts may not share a disk; then all meet."""
     arguments = settings.arguments
     _, num_train = extent.totals()
     num_valid = arguments["eval_iters"] * extent.global_batch_size if arguments["eval_interval"] else 0
@@ -90,8 +91,12 @@ def _open_datasets(settings: Settings, trainer: Trainer, extent: Extent) -> Data
         read_vocabulary(arguments),
         (num_train, num_valid, 0),
         cache=settings.run_dir / "cache",
-        owner=dist.get_rank() == 0,
+        owner=_is_first_of_host(settings.plan, trainer.me),
         barrier=dist.barrier,
     )
     needs = trainer.has_ends or arguments["reset_attention_mask"]
     return Datasets(train_set, valid_set) if needs else Datasets(None, None)
+
+
+def _is_first_of_host(plan: Plan, me: Place) -> bool:
+    return me == next(place for place in places(plan) if place.node == me.node)

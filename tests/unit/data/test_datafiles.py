@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from backends.megatron.datafiles import Blend, check_data, mask_prefix, read_sou
 from flagvega.errors import ConfigError
 
 
-def touch(prefix: Path) -> str:
-    for suffix in (".bin", ".idx"):
-        Path(f"{prefix}{suffix}").touch()
+def write(prefix: Path) -> str:
+    """Three tokens of uint16 in two documents, as megatron-core lays them out."""
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 2, 3)
+    Path(f"{prefix}.idx").write_bytes(header + struct.pack("<2i2q3q", 1, 2, 0, 2, 0, 1, 2))
+    Path(f"{prefix}.bin").write_bytes(struct.pack("<3H", 7, 8, 9))
     return str(prefix)
 
 
@@ -70,17 +73,40 @@ def test_mock_data_needs_no_files() -> None:
 
 
 def test_data_of_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
-    prefix = touch(tmp_path / "a_text_document")
+    prefix = write(tmp_path / "a_text_document")
     Path(prefix + ".json").write_text(json.dumps({"vocab_size": 101}))
     assert check_data({"data_path": prefix}, 101) == []
     assert "101 token ids" in check_data({"data_path": prefix}, 100)[0].what
 
 
+def test_our_sketch_of_the_format_is_megatrons(tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(write(tmp_path / "a"))
+    assert [dataset[i].tolist() for i in range(len(dataset))] == [[7], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size", "words"),
+    [
+        (".bin", 5, ".bin has 5 bytes, .idx says 6"),
+        (".idx", 60, ".idx is cut short"),
+        (".idx", 20, "no index"),
+    ],
+)
+def test_files_that_were_cut_short_are_told_before_training(tmp_path: Path, suffix: str, size: int, words: str) -> None:
+    prefix = write(tmp_path / "a")
+    assert check_data({"data_path": prefix}, 100) == []
+    content = Path(prefix + suffix).read_bytes()
+    Path(prefix + suffix).write_bytes(content[:size])
+    assert words in check_data({"data_path": prefix}, 100)[0].what
+
+
 def test_a_mask_that_is_asked_for_must_exist(tmp_path: Path) -> None:
-    prefix = touch(tmp_path / "a_text_document")
+    prefix = write(tmp_path / "a_text_document")
     arguments = {"data_path": prefix, "apply_sft_dataset_separated_loss_mask_if_existed": True}
     assert mask_prefix(prefix) is None
     assert len(check_data(arguments, 100)) == 1
-    mask = touch(tmp_path / "a_loss_mask_document")
+    mask = write(tmp_path / "a_loss_mask_document")
     assert mask_prefix(prefix) == mask
     assert check_data(arguments, 100) == []
