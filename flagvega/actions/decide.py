@@ -36,6 +36,8 @@ class Decision:
     cluster: Cluster
     plan: Plan
     launch: Launch
+    warnings: tuple[str, ...]
+    """Said already; here for those who read JSON."""
 
 
 def decide(call: Call, spec: Spec | None = None) -> Decision:
@@ -45,6 +47,9 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     """
     spec = spec or call.spec
     cluster, plan = _decide_plan(spec, call.engine)
+    warnings = tuple(call.engine.warnings(spec, plan))
+    for warning in warnings:
+        call.say(f"warning: {warning}")
     job = call.engine.job(spec, plan, cluster)
     launch = Launch(
         run_dir=Path(os.path.abspath(spec.exp_dir)),
@@ -58,7 +63,7 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     )
     if faults := check_launch(launch):
         raise ConfigError(faults)
-    return Decision(spec, cluster, plan, launch)
+    return Decision(spec, cluster, plan, launch, (*spec.warnings, *warnings))
 
 
 def watch_facts(decision: Decision) -> dict[str, Any]:
@@ -82,7 +87,6 @@ def _decide_plan(spec: Spec, engine: Engine) -> tuple[Cluster, Plan]:
     except ConfigError as error:
         raise ConfigError(dict.fromkeys([*faults, *error.faults])) from error
     faults += check_plan(plan)
-    faults += _check_legality(spec, engine, plan)
     faults += engine.check_plan(spec, plan)
     if faults:
         raise ConfigError(dict.fromkeys(faults))
@@ -96,15 +100,6 @@ def _read_plan(path: Path) -> Plan:
         return plan_from_json(read_json(path))
     except (OSError, ValueError) as error:
         raise ConfigError(Fault(f"the plan cannot be read: {error}", str(path))) from error
-
-
-def _check_legality(spec: Spec, engine: Engine, plan: Plan) -> list[Fault]:
-    faults = [Fault(reason, f"mesh {mesh.id}") for mesh in plan.meshes if (reason := engine.legal_mesh(spec, mesh))]
-    for i, boundary in enumerate(plan.boundaries):
-        sender, receiver = (plan.meshes[plan.stages[stage].replicas[0].mesh] for stage in (i, i + 1))
-        if reason := engine.legal_boundary(spec, sender, receiver, boundary):
-            faults.append(Fault(reason, f"boundary between stages {i} and {i + 1}"))
-    return faults
 
 
 def _ranks(plan: Plan, job: Job) -> tuple[tuple[int, ...], ...]:

@@ -28,7 +28,7 @@ def _document(decision: Decision) -> dict[str, Any]:
     return {
         "name": decision.spec.name,
         "run_dir": str(launch.run_dir),
-        "warnings": list(decision.spec.warnings),
+        "warnings": list(decision.warnings),
         "cluster": [{"host": node.host, "devices": list(node.devices)} for node in decision.cluster.nodes],
         "plan": plan_to_json(decision.plan),
         "commands": [

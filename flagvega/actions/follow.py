@@ -15,7 +15,7 @@ import yaml
 
 from flagvega.actions.call import Call
 from flagvega.actions.decide import Decision, watch_facts
-from flagvega.errors import Fault, PreflightError
+from flagvega.errors import ConfigError, Fault, PreflightError
 from flagvega.launch.join import agree
 from flagvega.launch.preflight import check_devices, check_port
 from flagvega.launch.script import secrets
@@ -33,6 +33,8 @@ def ready(call: Call, decision: Decision) -> RunDirectory:
     """Check this host, take the run directory, write its files, and meet the other hosts; PreflightError if not."""
     launch = decision.launch
     node = _this_node(call, decision)
+    if missing := call.engine.check_files(decision.spec):
+        raise ConfigError(missing)
     faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[node])
     if faults:
         raise PreflightError(faults)

@@ -55,7 +55,7 @@ class LiveView:
         """A line above the table, or between the plain ones, where it belongs in time."""
         if self._pending and not self._console.is_terminal:
             self._print_line()
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def _print_line(self) -> None:
         self._shown_s = time.monotonic()

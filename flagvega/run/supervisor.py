@@ -123,20 +123,19 @@ class Supervisor:
                 elif event["event"] == "checkpoint":
                     self.newest_checkpoint = event
                 elif event["event"] not in QUIET_EVENTS:
-                    self._relay(event)
+                    self._relay(rank, event)
 
-    def _relay(self, event: dict[str, Any]) -> None:
-        """Tell the user, once, what ranks found worth telling."""
-        text = f"{event['event'].replace('_', ' ')}: {event.get('reason', '')}"
-        if text not in self.relayed:
-            self.relayed.add(text)
-            self.say(text)
+    def _relay(self, rank: int, event: dict[str, Any]) -> None:
+        """Tell the user, once for all ranks, what one found worth telling."""
+        if event["event"] not in self.relayed:
+            self.relayed.add(event["event"])
+            self.say(f"rank {rank}: {event['event'].replace('_', ' ')}: {event.get('reason', '')}")
 
     def _judge(self, agent_code: int) -> Verdict:
         verdict = judge(self.exits)
         if verdict and (agent_code == 0 or verdict.exit_code != ExitCode.DONE):
             return verdict
-        if self.stop_code is not None:
+        if self.forced and self.stop_code is not None:
             return Verdict(self.stop_code, "ended before all ranks had saved and left; " + self._saved())
         return self._explain(agent_code)
 

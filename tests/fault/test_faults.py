@@ -61,6 +61,15 @@ def test_sigterm_saves_and_ends_with_143(start: Start) -> None:
         assert [event["event"] for event in directory.events(rank)][-2:] == ["checkpoint", "exit"]
 
 
+def test_a_rank_that_fails_to_save_makes_a_stop_a_failure(start: Start) -> None:
+    directory = start("--steps", "100000", "--crash-saving", "1")
+    wait_for_step(directory, 2)
+    supervisor(directory).terminate()
+    run = wait_for_end(directory)
+    assert (run.exit_code, run.state) == (1, "failed")
+    assert "the toy's disk is full" in directory.supervisor_log.read_text()
+
+
 def test_a_second_signal_ends_ranks_that_do_not_listen(start: Start) -> None:
     directory = start("--steps", "100000", "--deaf")
     wait_for_step(directory, 2)

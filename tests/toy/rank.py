@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--step-s", type=float, default=0.02)
     parser.add_argument("--code", type=int, default=0, help="verdict of every rank at the end")
     parser.add_argument("--crash", type=int, default=-1, help="rank that raises at step 2")
+    parser.add_argument("--crash-saving", type=int, default=-1, help="rank that raises when asked to stop")
     parser.add_argument("--deaf", action="store_true", help="ignore requests to stop")
     parser.add_argument("--loss", default="falling")
     parser.add_argument("--echo", nargs="*", help="words to write down as they arrive")
@@ -55,6 +56,8 @@ def main() -> int:
             append_json_line(root / "metrics.jsonl", metrics)
         if not arguments.deaf and (root / "stop").exists():
             request = read_json(root / "stop")
+            if rank == arguments.crash_saving:
+                raise RuntimeError("the toy's disk is full")
             tell("checkpoint", step=step)
             tell("exit", code=request["code"], reason=request["reason"])
             return 0

@@ -37,6 +37,10 @@ class ToyEngine:
         """Anything goes."""
         return ()
 
+    def check_files(self, spec: Spec) -> Sequence[Fault]:
+        """Nothing is read."""
+        return ()
+
     def request(self, spec: Spec) -> LayoutRequest:
         """One mesh."""
         mesh = MeshRequest(dp=int(spec.arguments.get("ranks", 2)))
