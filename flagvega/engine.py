@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Why these meshes cannot be neighbours, or None."""
 
     def check_plan(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
-        """Faults of a whole plan: what no single mesh shows."""
+        """Faults of a whole plan: illegal meshes and boundaries, and what no single one shows."""
 
     def construct(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
         """What the installed engine's own configuration classes refuse, asked in a child process."""

@@ -76,13 +76,9 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 def check_arguments(spec: Spec) -> list[Fault]:
     """Every fault of the arguments that needs no plan, the layout that they ask for included."""
     settings = complete(spec.arguments)
-    faults = [
-        *_unsupported(spec),
-        *_contradictions(spec),
-        *_missing(spec),
-        *_out_of_range(spec, settings),
-    ]
-    if any(settings[name] is None for name in _REQUIRED) or any(_out_of_range(spec, settings)):
+    unusable = unusable_values(spec)
+    faults = [*_unsupported(spec), *_contradictions(spec), *unusable]
+    if unusable:
         return faults
     faults += [*check_model(spec, settings), *check_training(spec, settings)]
     for read in (lambda: read_sources(spec.arguments), lambda: read_request(spec)):
@@ -91,6 +87,11 @@ def check_arguments(spec: Spec) -> list[Fault]:
         except ConfigError as error:
             faults += _placed(spec, error.faults)
     return faults
+
+
+def unusable_values(spec: Spec) -> list[Fault]:
+    """Values that are missing or out of range: without them nothing else can be asked."""
+    return [*_missing(spec), *_out_of_range(spec, complete(spec.arguments))]
 
 
 def check_files(spec: Spec) -> list[Fault]:

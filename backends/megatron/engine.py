@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from backends.megatron.arguments import complete, keys
-from backends.megatron.check import check_arguments, check_files, warnings_of
+from backends.megatron.check import check_arguments, check_files, unusable_values, warnings_of
 from backends.megatron.fields import installed
 from backends.megatron.job import make_job, source_path
 from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
@@ -16,7 +16,7 @@ from backends.megatron.request import read_request
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
 from flagvega.config.spec import Spec
-from flagvega.errors import Fault
+from flagvega.errors import ConfigError, Fault
 from flagvega.layout.job import Job
 from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest
@@ -45,6 +45,8 @@ class MegatronEngine:
 
     def request(self, spec: Spec) -> LayoutRequest:
         """The layout that the YAML gives by hand; ConfigError when it gives none."""
+        if unusable := unusable_values(spec):
+            raise ConfigError(unusable)
         return read_request(spec)
 
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
