@@ -1,6 +1,7 @@
 """Run as a process: logits of the product's own model, loaded from HuggingFace folders.
 
-``huggingface_logits.py FOLDER...``: each holds the model and ``arguments.json``; writes ``logits.npy`` there.
+``huggingface_logits.py FOLDER...``: each holds the model and ``arguments.json``; writes ``logits.npy`` and
+``parameters.json`` (their number) there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def main() -> None:
         with torch.no_grad():
             logits = model.eval()(tokens, positions, None)
         np.save(folder / "logits.npy", logits.float().numpy())
+        count = sum(parameter.numel() for parameter in model.parameters())
+        (folder / "parameters.json").write_text(json.dumps(count))
 
 
 def start() -> tuple[Place, Plan]:

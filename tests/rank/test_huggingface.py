@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from backends.megatron.huggingface import HuggingFaceWeights
 from backends.megatron.pretrained import check_pretrained, read_pretrained
+from backends.megatron.shape import shape_from_arguments
 from flagvega.errors import ConfigError
+from flagvega.model.parameters import total_parameters
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -170,9 +172,14 @@ def run_arguments(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the models of all families are."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def computed(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Logits of the product and of the reference, by family."""
-    root = tmp_path_factory.mktemp("models")
     expected = {}
     tokens = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(6))
     for name, config in CONFIGS.items():
@@ -200,6 +207,13 @@ def test_logits_are_those_of_the_models_definition(computed: dict[str, tuple[Ten
     assert theirs.abs().max() > 1
     torch.testing.assert_close(ours[..., :60], theirs, rtol=1e-4, atol=1e-4)
     assert not ours[..., 60:].any()
+
+
+@pytest.mark.usefixtures("computed")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_are_counted_as_megatron_builds_them(root: Path, name: str) -> None:
+    built = json.loads((root / name / "parameters.json").read_text())
+    assert total_parameters(shape_from_arguments(run_arguments(root / name))) == built
 
 
 def test_arguments_that_build_another_model_are_all_named(tmp_path: Path) -> None:
