@@ -12,6 +12,7 @@ from torch import Tensor
 from backends.megatron.groups import Groups
 from flagvega.layout.plan import Plan
 from flagvega.layout.ranks import Place
+from flagvega.platform import Device
 
 
 def make_finalizer(plan: Plan, me: Place, groups: Groups) -> Callable[..., None]:
@@ -76,7 +77,7 @@ def _reduced_range(model: Any, weight: Tensor, groups: Groups, is_sharded: bool)
     raise LookupError("the tied embedding is in no gradient buffer")
 
 
-def share_norm(optimizer: Any, groups: Groups) -> None:
+def share_norm(optimizer: Any, groups: Groups, device: Device) -> None:
     """Make the optimizer's gradient norm that of the whole model.
 
     megatron-core reduces over its model-parallel group, once per sub-optimizer. Here every rank takes
@@ -94,6 +95,7 @@ def share_norm(optimizer: Any, groups: Groups) -> None:
     def reduce(local: float) -> float:
         total = torch.tensor([local], dtype=torch.float64)
         dist.all_reduce(total)
+        device.begin()
         return float(total)
 
     def get_grad_norm() -> float:

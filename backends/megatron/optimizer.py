@@ -10,15 +10,18 @@ from backends.megatron.gradients import share_norm
 from backends.megatron.groups import Groups
 from backends.megatron.progress import Extent
 from flagvega.layout.plan import Plan
+from flagvega.platform import Device
 
 
-def build_optimizer(arguments: Mapping[str, Any], plan: Plan, models: list[Any], groups: Groups) -> Any:
+def build_optimizer(
+    arguments: Mapping[str, Any], plan: Plan, models: list[Any], groups: Groups, device: Device
+) -> Any:
     """The rank's optimizer (a ChainedOptimizer) over the wrapped model chunks."""
     from megatron.core.optimizer import get_megatron_optimizer
 
     config = optimizer_config(arguments, use_distributed_optimizer=plan.distributed_optimizer)
     optimizer = get_megatron_optimizer(config, models, use_gloo_process_groups=False, pg_collection=groups.collection)
-    share_norm(optimizer, groups)
+    share_norm(optimizer, groups, device)
     return optimizer
 
 

@@ -17,7 +17,7 @@ from backends.megatron.gradients import make_finalizer
 from backends.megatron.groups import Groups
 from backends.megatron.model import build_config, build_model, recompute_fields
 from backends.megatron.optimizer import build_optimizer, build_scheduler, current_lr
-from backends.megatron.pacing import pace_model, pace_optimizer
+from backends.megatron.pacing import is_paced, pace_model, pace_optimizer
 from backends.megatron.progress import Extent
 from backends.megatron.weights import Reader, Scheme, Shard, draw_weights, find_shards, read_weights
 from flagvega.comm.pipe import Pipe
@@ -54,7 +54,7 @@ class Trainer:
         self.shards = self._fill_weights(read)
         self.models = [self._wrap(chunk, i) for i, chunk in enumerate(self.chunks)]
         pace_model(device, self.chunks, self.config, arguments, plan, me)
-        self.optimizer = build_optimizer(arguments, plan, self.models, groups)
+        self.optimizer = build_optimizer(arguments, plan, self.models, groups, device)
         self.scheduler = build_scheduler(arguments, self.optimizer, extent)
         self._join_schedule()
         self.num_updates = 0
@@ -182,9 +182,12 @@ class Trainer:
                 setattr(self.config, name, value)
             self._micro_batch += 1
         batch = next(iterator)
+        self.device.begin()
         output = model(
             batch.get("tokens"), batch.get("position_ids"), batch.get("attention_mask"), labels=batch.get("labels")
         )
+        if is_paced(self.device) and output.requires_grad:
+            output.register_hook(lambda _: self.device.begin())
 
         def compute_loss(losses: Tensor) -> tuple[Any, ...]:
             return self._reduce_loss(losses, batch["loss_mask"])

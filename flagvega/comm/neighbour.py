@@ -75,7 +75,6 @@ class Neighbour:
         for work, _ in message:
             work.wait()
         self.wait_s += time.perf_counter() - begin
-        self.device.begin()
         self._post()
         if self.same_mesh:
             return self._land(message[0][1])
