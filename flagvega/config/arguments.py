@@ -8,7 +8,7 @@ from typing import Any, Final
 from flagvega.config.keys import Key
 from flagvega.config.nearest import nearest
 from flagvega.config.report import Report
-from flagvega.config.values import EXPECTED, WrongTypeError, coerce, describe
+from flagvega.config.values import EXPECTED, WrongTypeError, coerce, describe, how_to_write
 
 SECTIONS: Final = ("system", "model", "data")
 """What ``train`` is made of; below these, nesting is free."""
@@ -80,7 +80,7 @@ def _take(key: Key, value: Any, path: str, found: dict[str, Any], where: dict[st
         taken = coerce(key.type, value)
     except WrongTypeError:
         expected = f"one of {_words(key)}" if key.choices else EXPECTED[key.type]
-        report.fault(path, f"'{key.name}': expected {expected}, got {describe(value)}")
+        report.fault(path, f"'{key.name}': expected {expected}, got {describe(value)}", how_to_write(key.type, value))
         return
     wrong = [item for item in (taken if isinstance(taken, list) else [taken]) if item not in key.choices]
     if key.choices and wrong:
@@ -90,7 +90,7 @@ def _take(key: Key, value: Any, path: str, found: dict[str, Any], where: dict[st
     elif key.name in found and found[key.name] != taken:
         first = f"{describe(found[key.name])} at {report.place(where[key.name])}"
         what = f"'{key.name}' is given twice: {first}, and {describe(taken)} here"
-        report.fault(path, what, f"keep one of them (from the command line: {where[key.name]}=...)")
+        report.fault(path, what, f"keep one of them (FlagScale took the last; ~{where[key.name]} removes the first)")
     else:
         if key.name not in found and key.target == "unsupported" and not _asks_nothing(key, taken):
             report.fault(path, f"'{key.name}' is known, but not supported", key.note)

@@ -30,6 +30,7 @@ experiment:                             #   num_layers: 12
 - `key=value` on the command line changes or adds a key, `~key` removes one, `train=other` takes another task file.
 - `${experiment.exp_name}` refers to another key, `${oc.env:NAME}` (or FlagScale's `${env:NAME}`) to an environment
   variable, `${oc.env:NAME,default}` with a default.
+- A key that another one refers to is a variable of your own: it may have any name at the root or under `experiment`.
 - Everything is checked before anything starts, and all mistakes come in one message, each with its file and line.
 - A file makes no objects: tags (`!!python/...`), `_target_` and the like are refused, and of hydra's settings only
   `hydra.run.dir` is read.

@@ -18,6 +18,7 @@ from flagvega.errors import Fault
 
 _PLACEHOLDER: Final = re.compile(r"[xX]{3,}|\?{2,}|\$\{[^{}]*\?\?+\}")
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
+_KEY_REFERENCE: Final = re.compile(r"\$\{\s*([\w-]+(?:\.[\w-]+)*)\s*\}")
 _ENV: Final = re.compile(r"\$\{\s*(?:oc\.)?env:\s*([^},\s]+)\s*\}")
 _SHELL_NAME: Final = re.compile(r"[A-Za-z_]\w*")
 
@@ -32,6 +33,8 @@ class Draft:
     """The same with references unresolved and secrets redacted: what may be written to a file."""
     places: Mapping[str, str]
     """Key path -> ``file:line key.path`` or ``command line: key``."""
+    variables: frozenset[str] = frozenset()
+    """Key paths that other keys refer to."""
     faults: tuple[Fault, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -57,7 +60,15 @@ def make_draft(config: DictConfig, report: Report) -> Draft:
     raw = OmegaConf.to_container(config, resolve=False)
     values = _resolve(config, raw, "", report)
     composed = redact(raw) if isinstance(raw, dict) else {}
-    return Draft(values, composed, report.places, tuple(report.faults), tuple(report.warnings))
+    return Draft(values, composed, report.places, _references(raw), tuple(report.faults), tuple(report.warnings))
+
+
+def _references(raw: Any) -> frozenset[str]:
+    """Every key path inside a ``${...}``."""
+    if isinstance(raw, (dict, list)):
+        items = raw.values() if isinstance(raw, dict) else raw
+        return frozenset[str]().union(*(_references(item) for item in items))
+    return frozenset(_KEY_REFERENCE.findall(raw)) if isinstance(raw, str) else frozenset()
 
 
 def _environment(name: str, *default: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from flagvega.config.nearest import nearest
 from flagvega.config.report import Report
-from flagvega.config.values import EXPECTED, WrongTypeError, coerce, describe
+from flagvega.config.values import EXPECTED, WrongTypeError, coerce, describe, how_to_write
 
 T = TypeVar("T")
 
@@ -121,7 +121,8 @@ def _read_item(shape: Shape, value: Any, path: str, report: Report) -> Any:
     try:
         found = coerce(shape.holds, value)
     except WrongTypeError:
-        report.fault(path, f"expected {EXPECTED[shape.holds]}, got {describe(value)}")
+        what = f"expected {EXPECTED[shape.holds]}, got {describe(value)}"
+        report.fault(path, what, how_to_write(shape.holds, value))
         return None
     if shape.minimum is not None and found < shape.minimum:
         report.fault(path, f"{found} is too small", f"at least {shape.minimum}")

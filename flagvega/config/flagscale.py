@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, cast
 
 from flagvega.config.report import Report
 
-_TEXT_SCRIPT: Final = re.compile(r"(.*/)?(flagscale/(train/)?(\w+/)*train_\w+\.py|pretrain_gpt\.py)")
+_TEXT_SCRIPT: Final = re.compile(r"(.*/)?(flagscale/(train/)?(\w+/)*train(_\w+)?\.py|pretrain_gpt\.py)")
 _IMAGE_SCRIPT: Final = re.compile(r"llava|vision|multimodal|clip|emu|robo|_vl|_mm\b", re.IGNORECASE)
 
 

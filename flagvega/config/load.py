@@ -107,4 +107,4 @@ def find_exp_dir(draft: Draft) -> Path:
 
 
 def _start(draft: Draft, words: Mapping[str, str]) -> Report:
-    return Report(draft.places, words, list(draft.faults), list(draft.warnings))
+    return Report(draft.places, words, draft.variables, list(draft.faults), list(draft.warnings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +21,8 @@ class Report:
     """Key path -> where it was written (``file:line key.path``)."""
     homes: Mapping[str, str] = field(default_factory=dict)
     """Key -> the sentence that tells where it belongs, for keys found elsewhere."""
+    variables: Set[str] = frozenset()
+    """Key paths that other keys refer to (``${experiment.seed}``): they may be anything."""
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -50,8 +52,13 @@ class Report:
         return any(fault.where == self.place(path) for fault in self.faults)
 
     def unknown(self, path: str, valid: Collection[str], inside: str) -> None:
-        """A key that is not known here: where it belongs, what was meant, or what there is."""
+        """A key that is not known here: where it belongs, what was meant, or what there is.
+
+        One that another key refers to is the user's own variable, and no fault.
+        """
         name = path.rpartition(".")[2]
+        if any(variable == path or variable.startswith(f"{path}.") for variable in self.variables):
+            return
         if home := self.homes.get(name.replace("-", "_")):
             self.fault(path, f"'{name}' does not belong {inside}", home)
         else:

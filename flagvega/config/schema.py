@@ -29,6 +29,7 @@ def build_schema(keys: Mapping[str, Key]) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "flagvega experiment",
+        "description": "Variables of your own, which other keys refer to, are not in it.",
         "type": "object",
         "properties": {
             "defaults": {"type": "array", "description": "Files to put together, by hydra's rules."},

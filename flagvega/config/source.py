@@ -55,6 +55,8 @@ def scan(path: Path) -> Source:
         raise ConfigError(syntax_fault(error, path)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(Fault(f"not UTF-8 text: {error.reason} at byte {error.start}", shown(path))) from error
+    except OSError as error:
+        raise ConfigError(Fault(f"cannot be read: {error.strerror}", shown(path))) from error
     if root is not None and not isinstance(root, yaml.MappingNode):
         source.faults.append(Fault("expected keys with values ('key: value')", source.place("", 1)))
     elif root is not None:

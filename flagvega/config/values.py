@@ -48,6 +48,15 @@ def describe(value: Any) -> str:
     return "a mapping" if isinstance(value, Mapping) else "null" if value is None else str(value)
 
 
+def how_to_write(kind: str, value: Any) -> str:
+    """A hint for a value that cannot be read as ``kind``, where there is one."""
+    if kind.startswith("str") and isinstance(value, bool):
+        return "YAML reads yes, no, on and off as truth values too: put the text in quotes"
+    if kind in ("int", "float") and isinstance(value, str) and re.fullmatch(r"[\d,._]+", value):
+        return "write numbers without separators, with a decimal point: 1000000, 0.001"
+    return ""
+
+
 def _bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value

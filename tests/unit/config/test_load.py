@@ -100,6 +100,15 @@ def test_references_resolve_and_the_dump_keeps_them(write, load, monkeypatch):
     assert spec.composed["experiment"]["runner"]["master_addr"] == "${oc.env:MY_HOST}"
 
 
+def test_a_key_that_another_refers_to_is_a_variable(write, load, faults):
+    write(EXPERIMENT + "  seed: 7\nsizes: {hidden: 64}\n",
+          "model: {seed: '${experiment.seed}', hidden_size: '${sizes.hidden}'}\n")  # fmt: skip
+    assert load().arguments == {"seed": 7, "hidden_size": 64}
+
+    write(EXPERIMENT + "  seed: 7\nsizes: {hidden: 64}\n", "model: {seed: 7}\n")
+    assert {fault.where.split()[1] for fault in faults()} == {"experiment.seed", "sizes"}
+
+
 def test_the_dump_holds_no_secret(write, load, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "secret-from-env")
     write(EXPERIMENT + "  envs:\n    WANDB_API_KEY: secret-in-file\n    HF_TOKEN: ${oc.env:MY_TOKEN}\n"
