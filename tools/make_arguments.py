@@ -62,11 +62,11 @@ def make_fields() -> Fields:
 
 def _from_fields(fields: Fields) -> dict[str, Row]:
     rows: dict[str, Row] = {}
-    for of_class in fields.values():
-        for name, field in of_class.items():
-            if not any(word in field["type"] for word in _INTERNAL) or name == "rampup_batch_size":
+    for class_name in _CLASSES.values():
+        for name, field in fields[class_name].items():
+            if not any(word in field["type"] for word in _INTERNAL):
                 kind, choices = _annotation(field["type"])
-                rows[name] = {"type": kind, "default": field.get("default"), "choices": choices}
+                rows.setdefault(name, {"type": kind, "default": field.get("default"), "choices": choices})
     return rows
 
 

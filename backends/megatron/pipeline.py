@@ -69,8 +69,8 @@ def _read_layout(spec: Spec, settings: Mapping[str, Any], num_stages: int) -> Pi
     if whole.count("t") != settings["num_layers"]:
         what = f"'{text}' has {whole.count('t')} decoder layers, but num_layers is {settings['num_layers']}"
         raise ConfigError(Fault(what, where, f"for example '{example}'"))
-    if len(stages) % num_stages:
-        what = f"'{text}' has {len(stages)} stages, which is no multiple of the {num_stages} of the pipeline"
+    if len(stages) % num_stages or len(stages) > num_stages == 1:
+        what = f"'{text}' has {len(stages)} stages, but the pipeline has {num_stages}, or a multiple if it has several"
         raise ConfigError(Fault(what, where, f"for example '{example}'"))
     return Pipeline(tuple(stage.count("t") for stage in stages), len(stages) // num_stages)
 
