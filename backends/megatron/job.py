@@ -9,11 +9,13 @@ from pathlib import Path
 
 import flagvega
 from backends.megatron.arguments import complete
+from backends.megatron.shape import shape_from_arguments
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.spec import Spec
 from flagvega.layout.codec import plan_to_json
 from flagvega.layout.job import Job, NodeJob
 from flagvega.layout.plan import Plan
+from flagvega.model.work import model_flops
 from flagvega.platform import Platform, find_chip, platforms
 
 PLAN_FILE = "plan.json"
@@ -31,10 +33,16 @@ def make_job(spec: Spec, plan: Plan, cluster: Cluster) -> Job:
                 "name": spec.name,
                 "arguments": complete(spec.arguments),
                 "bridge": dict(spec.blocks.get("bridge", {})),
-                "report": dict(spec.blocks.get("report", {})),
+                "report": {**spec.blocks.get("report", {}), "flops_per_token": _flops_per_token(spec)},
             },
         },
     )
+
+
+def _flops_per_token(spec: Spec) -> float:
+    """Model FLOPs of forward and backward, for MFU."""
+    seq = complete(spec.arguments)["seq_length"]
+    return float(model_flops(shape_from_arguments(spec.arguments), seq, samples=1) / seq)
 
 
 def source_path(with_environment: bool = False) -> dict[str, str]:

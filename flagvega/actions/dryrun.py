@@ -1,26 +1,53 @@
-"""``action=dryrun``: everything that would run, and nothing runs or is written."""
+"""``action=dryrun``: everything that would run, and nothing runs.
+
+All it writes is that the engine's own classes took the configuration, in the run directory.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
 from typing import Any
 
 from rich.console import RenderableType
 
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import Decision, decide
+from flagvega.actions.follow import installed_version
 from flagvega.config.redact import REDACTED, is_secret
 from flagvega.errors import ConfigError
 from flagvega.launch.script import command, render
 from flagvega.layout.codec import plan_to_json
+from flagvega.records import read_json, write_json
 from flagvega.report.tables import cluster_table, plan_table
+
+CONSTRUCTED = "job/constructed.json"
+"""The last configuration that the engine's classes took, by its hash."""
 
 
 def act(call: Call) -> Answer:
     """The cluster, the plan, and the scripts to the letter."""
     decision = decide(call)
-    if call.flag("construct", default=True) and (faults := call.engine.construct(decision.spec, decision.plan)):
-        raise ConfigError(faults)
+    if call.flag("construct", default=True):
+        _construct(call, decision)
     return Answer(_document(decision), _shown(decision))
+
+
+def _construct(call: Call, decision: Decision) -> None:
+    """Ask the engine's own classes; once for every configuration, since it takes seconds."""
+    file = decision.launch.run_dir / CONSTRUCTED
+    versions = [(package, installed_version(package)) for package in ("torch", "megatron-core")]
+    asked = json.dumps([versions, decision.launch.job.files], sort_keys=True)
+    key = hashlib.sha256(asked.encode()).hexdigest()
+    with suppress(OSError, ValueError):
+        if read_json(file) == key:
+            return
+    if faults := call.engine.construct(decision.spec, decision.plan):
+        raise ConfigError(faults)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, key)
 
 
 def _document(decision: Decision) -> dict[str, Any]:
@@ -35,11 +62,11 @@ def _document(decision: Decision) -> dict[str, Any]:
             {
                 "node": node.node,
                 "host": node.host,
-                "ranks": list(launch.ranks[node.node]),
-                "argv": command(launch, node),
+                "ranks": list(launch.ranks[i]),
+                "argv": command(launch, i),
                 "env": {name: REDACTED if is_secret(name) else value for name, value in node.env.items()},
             }
-            for node in launch.job.nodes
+            for i, node in enumerate(launch.job.nodes)
         ],
         "files": render(launch),
     }
@@ -56,5 +83,5 @@ def _shown(decision: Decision) -> tuple[RenderableType | str, ...]:
         plan_table(decision.plan),
         *scripts,
         f"beside these: {data} (output=json shows them)",
-        "Nothing was started or written.",
+        "Nothing was started.",
     )

@@ -35,7 +35,7 @@ def ready(call: Call, decision: Decision) -> RunDirectory:
     node = _this_node(call, decision)
     if missing := call.engine.check_files(decision.spec):
         raise ConfigError(missing)
-    faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[node])
+    faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[launch.job.nodes[node].node])
     if faults:
         raise PreflightError(faults)
     directory = prepare(launch, decision.spec.name, watch_facts(decision), {"config.yaml": _config_text(decision)})
@@ -129,11 +129,15 @@ def _agreed_facts(decision: Decision) -> dict[str, Any]:
     """What all hosts must have alike: every file of the job, wherever each host keeps its run directory."""
     text = json.dumps(decision.launch.job.files, ensure_ascii=False)
     root = json.dumps(str(decision.launch.run_dir), ensure_ascii=False)[1:-1]
-    return {**json.loads(text.replace(root, "<exp_dir>")), "versions": dict(map(_version, AGREED_PACKAGES))}
+    return {
+        **json.loads(text.replace(root, "<exp_dir>")),
+        "versions": {name: installed_version(name) for name in AGREED_PACKAGES},
+    }
 
 
-def _version(package: str) -> tuple[str, str]:
+def installed_version(package: str) -> str:
+    """The version of a package, without importing it."""
     try:
-        return package, metadata.version(package)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return package, "not installed"
+        return "not installed"

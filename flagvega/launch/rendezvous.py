@@ -24,30 +24,31 @@ class Rendezvous:
 
     num_nodes: int = 1
     node: int | None = 0
-    """Which host this is; None when it cannot be told."""
+    """Which of the job's hosts this is, in their order; None when it cannot be told."""
     address: str = LOOPBACK
     port: int = 0
 
 
-def find_rendezvous(runner: Runner, hosts: Sequence[str], environ: Mapping[str, str]) -> Rendezvous:
-    """From ``experiment.runner``, else from the variables that clusters and torchrun set, else from host names."""
-    if len(hosts) == 1:
-        return Rendezvous(node=_only_node(runner, hosts[0]), port=runner.master_port or 0)
+def find_rendezvous(runner: Runner, hosts: Mapping[int, str], environ: Mapping[str, str]) -> Rendezvous:
+    """From ``experiment.runner``, else from the variables that clusters and torchrun set, else from host names.
+
+    ``hosts`` are those that the job uses, by their index in the cluster, which is what users number them by.
+    """
+    nodes = list(hosts)
     node = runner.node_rank
-    if node is None:
+    if node is None and len(hosts) > 1:
         node = _number(environ, NODE_RANK_ENVS)
     if node is None:
-        node = next((i for i, host in enumerate(hosts) if is_this_host(host)), None)
-    if node is not None and not 0 <= node < len(hosts):
-        what = f"node rank {node} is not one of the {len(hosts)} hosts"
-        raise ConfigError(Fault(what, "experiment.runner.node_rank", f"0 to {len(hosts) - 1}"))
-    address = runner.master_addr or next((environ[name] for name in ADDRESS_ENVS if environ.get(name)), hosts[0])
+        node = next((index for index, host in hosts.items() if is_this_host(host)), None)
+    if node is not None and node not in hosts:
+        what, where = f"the plan has no devices of a host {node}", "experiment.runner.node_rank"
+        raise ConfigError(Fault(what, where, f"it uses {', '.join(f'{i} ({host})' for i, host in hosts.items())}"))
+    position = None if node is None else nodes.index(node)
+    if len(hosts) == 1:
+        return Rendezvous(node=position, port=runner.master_port or 0)
+    address = runner.master_addr or next((environ[name] for name in ADDRESS_ENVS if environ.get(name)), hosts[nodes[0]])
     port = runner.master_port or _number(environ, PORT_ENVS) or DEFAULT_PORT
-    return Rendezvous(len(hosts), node, address, port)
-
-
-def _only_node(runner: Runner, host: str) -> int | None:
-    return 0 if runner.node_rank == 0 or is_this_host(host) else None
+    return Rendezvous(len(hosts), position, address, port)
 
 
 def _number(environ: Mapping[str, str], names: Sequence[str]) -> int | None:

@@ -12,7 +12,7 @@ from flagvega.config.redact import is_secret
 from flagvega.errors import Fault
 from flagvega.launch.rendezvous import Rendezvous
 from flagvega.launch.torchrun import torchrun_argv
-from flagvega.layout.job import Job, NodeJob
+from flagvega.layout.job import Job
 
 RANK_SCRIPT = "job/rank.sh"
 AFTER_STOP_SCRIPT = "job/after-stop.sh"
@@ -35,7 +35,7 @@ class Launch:
     """Where the commands run: where the user called us."""
     job: Job
     ranks: tuple[tuple[int, ...], ...]
-    """Per host, the plan's ranks by local index."""
+    """Per host of the job, in order, the plan's ranks by local index."""
     rendezvous: Rendezvous
     grace_s: int = 120
     """How long ranks may take to save and leave when asked to stop."""
@@ -44,7 +44,7 @@ class Launch:
 
 
 def node_script(node: int) -> str:
-    """Path, in the run directory, of what host ``node`` executes."""
+    """Path, in the run directory, of what the job's host ``node`` executes."""
     return f"job/node-{node}.sh"
 
 
@@ -63,7 +63,7 @@ def check_launch(launch: Launch) -> list[Fault]:
 def render(launch: Launch) -> dict[str, str]:
     """Text of every file of the job by its path in the run directory."""
     files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in launch.job.files.items()}
-    files |= {node_script(node.node): _node_text(launch, node) for node in launch.job.nodes}
+    files |= {node_script(node): _node_text(launch, node) for node in range(len(launch.job.nodes))}
     files[RANK_SCRIPT] = RANK_TEXT
     if launch.after_stop:
         files[AFTER_STOP_SCRIPT] = _after_stop_text(launch)
@@ -75,17 +75,19 @@ def secrets(launch: Launch, node: int) -> dict[str, str]:
     return {name: value for name, value in launch.job.nodes[node].env.items() if is_secret(name)}
 
 
-def command(launch: Launch, node: NodeJob) -> list[str]:
-    """The argument list that host ``node`` ends up in."""
-    rank = ["bash", str(launch.run_dir / RANK_SCRIPT), *node.argv]
-    where = str(log_dir(launch.run_dir, node.host) / "torchrun")
-    return torchrun_argv(node.node, node.num_ranks, launch.rendezvous, where, rank)
+def command(launch: Launch, node: int) -> list[str]:
+    """The argument list that the job's host ``node`` ends up in."""
+    job = launch.job.nodes[node]
+    rank = ["bash", str(launch.run_dir / RANK_SCRIPT), *job.argv]
+    where = str(log_dir(launch.run_dir, job.host) / "torchrun")
+    return torchrun_argv(node, job.num_ranks, launch.rendezvous, where, rank)
 
 
-def _node_text(launch: Launch, node: NodeJob) -> str:
+def _node_text(launch: Launch, node: int) -> str:
+    job = launch.job.nodes[node]
     ours = {
-        "FLAGVEGA_RANKS": " ".join(map(str, launch.ranks[node.node])),
-        "FLAGVEGA_LOGS": str(log_dir(launch.run_dir, node.host)),
+        "FLAGVEGA_RANKS": " ".join(map(str, launch.ranks[node])),
+        "FLAGVEGA_LOGS": str(log_dir(launch.run_dir, job.host)),
         # The supervisor watches over restarts; a store that outlives its ranks only confuses the next ones.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # torchrun must not kill ranks that are still saving.
@@ -93,9 +95,9 @@ def _node_text(launch: Launch, node: NodeJob) -> str:
     }
     lines = [
         "#!/usr/bin/env bash",
-        f"# What host {node.node} ({_one_line(node.host)}) executes. Written by flagvega: change the YAML instead.",
+        f"# What host {job.node} ({_one_line(job.host)}) executes. Written by flagvega: change the YAML instead.",
         f"cd -- {shlex.quote(str(launch.directory))} || exit",
-        *_exports({"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **node.env}),
+        *_exports({"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **job.env}),
         *_raw(launch.before_start, "experiment.cmds.before_start"),
         *_exports(ours),
         "exec " + _command_lines(command(launch, node)),

@@ -10,16 +10,16 @@ from flagvega.config.spec import Runner
 from flagvega.errors import ConfigError
 from flagvega.launch.rendezvous import Rendezvous, find_rendezvous
 
-HOSTS = ["one", "two"]
+HOSTS = {0: "one", 1: "two"}
 
 
 def test_a_job_of_this_host_needs_no_port() -> None:
-    assert find_rendezvous(Runner(), ["localhost"], {}) == Rendezvous(1, 0, "127.0.0.1", 0)
+    assert find_rendezvous(Runner(), {0: "localhost"}, {}) == Rendezvous(1, 0, "127.0.0.1", 0)
 
 
 def test_a_job_of_another_host_is_not_here_unless_the_user_says_so() -> None:
-    assert find_rendezvous(Runner(), ["elsewhere"], {}).node is None
-    assert find_rendezvous(Runner(node_rank=0), ["elsewhere"], {}).node == 0
+    assert find_rendezvous(Runner(), {0: "elsewhere"}, {}).node is None
+    assert find_rendezvous(Runner(node_rank=0), {0: "elsewhere"}, {}).node == 0
 
 
 def test_keys_come_before_the_environment() -> None:
@@ -35,7 +35,7 @@ def test_clusters_name_the_node_rank_in_several_ways(name: str) -> None:
 
 
 def test_a_host_finds_itself_by_its_name() -> None:
-    assert find_rendezvous(Runner(), ["elsewhere", socket.gethostname()], {}).node == 1
+    assert find_rendezvous(Runner(), {0: "elsewhere", 1: socket.gethostname()}, {}).node == 1
     assert find_rendezvous(Runner(), HOSTS, {}).node is None
 
 
@@ -43,3 +43,10 @@ def test_a_host_finds_itself_by_its_name() -> None:
 def test_a_wrong_node_rank_is_a_fault(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         find_rendezvous(Runner(), HOSTS, environ)
+
+
+def test_hosts_that_the_plan_leaves_out_keep_their_numbers() -> None:
+    hosts = {1: "two", 3: "four"}
+    assert find_rendezvous(Runner(node_rank=3), hosts, {}) == Rendezvous(2, 1, "two", 29500)
+    with pytest.raises(ConfigError, match=r"it uses 1 \(two\), 3 \(four\)"):
+        find_rendezvous(Runner(node_rank=0), hosts, {})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flagvega.launch.rendezvous import Rendezvous
 from flagvega.launch.script import check_launch, command, render, secrets
+from flagvega.layout.job import Job
 from tests.toy.job import toy_launch
 
 
@@ -22,12 +23,13 @@ def test_the_script_runs_the_very_command_that_is_printed(tmp_path: Path) -> Non
     launch = toy_launch(tmp_path / "a 'b'\n$c", "$(x)", "")
     script = render(launch)["job/node-0.sh"].replace("\nexec ", "\nprintf '%s\\0' ")
     shown = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, check=True).stdout
-    assert shown.decode().split("\0")[:-1] == command(launch, launch.job.nodes[0])
+    assert shown.decode().split("\0")[:-1] == command(launch, 0)
 
 
 def test_hosts_of_several_meet_at_the_given_port(tmp_path: Path) -> None:
-    launch = replace(toy_launch(tmp_path), rendezvous=Rendezvous(2, 1, "one", 29511))
-    argv = command(launch, replace(launch.job.nodes[0], node=1))
+    launch = toy_launch(tmp_path)
+    nodes = Job(tuple(replace(launch.job.nodes[0], node=node) for node in (0, 1)))
+    argv = command(replace(launch, job=nodes, rendezvous=Rendezvous(2, 1, "one", 29511)), 1)
     assert {"--nnodes=2", "--node-rank=1", "--master-addr=one", "--master-port=29511"} <= set(argv)
 
 
