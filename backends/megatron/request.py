@@ -35,6 +35,8 @@ def read_request(spec: Spec) -> LayoutRequest:
     settings = complete(spec.arguments)
     faults: list[Fault] = []
     meshes = _hetero_meshes(spec, settings, faults) if settings["enable_hetero"] else [_one_mesh(settings)]
+    if not meshes:
+        raise ConfigError(faults)
     num_stages = sum(mesh.pp for mesh in meshes)
     pipeline = _gather(faults, read_pipeline, spec, settings, num_stages)
     recompute = _gather(faults, read_recompute, spec, settings, num_stages)

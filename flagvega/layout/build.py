@@ -68,6 +68,9 @@ def place_meshes(request: LayoutRequest, cluster: Cluster) -> tuple[Mesh, ...]:
         taken = set(devices)
         free = [(device, its) for device, its in free if device not in taken]
         etp = wanted.tp if wanted.etp is None else wanted.etp
+        if wanted.tp * wanted.cp * dp % (etp * wanted.ep):
+            faults.append(_experts_fault(wanted, dp, etp, where))
+            continue
         meshes.append(Mesh(i, chip, wanted.tp, wanted.cp, wanted.ep, dp, etp, wanted.sp, devices))
     if not faults:
         faults = [fault for i, node in enumerate(cluster.nodes) if (fault := _gap_fault(meshes, i, node.host))]
@@ -154,6 +157,15 @@ def _devices_fault(wanted: MeshRequest, index: int, num_meshes: int, chip: str, 
     else:
         what = f"{mesh}{product} = {size} devices, but {at_hand} of {chip} are at hand"
     return Fault(what, where, _nearest_degrees(wanted, at_hand))
+
+
+def _experts_fault(wanted: MeshRequest, dp: int, etp: int, where: str) -> Fault:
+    size = wanted.tp * wanted.cp * dp
+    product = f"tp {wanted.tp} x cp {wanted.cp} x dp {dp} = {size}"
+    fits = [ep for ep in range(1, size + 1) if size % (etp * ep) == 0]
+    nearest = min(fits, key=lambda ep: abs(ep - wanted.ep), default=None)
+    fix = f"ep {nearest} would fit" if nearest else f"etp {wanted.tp} would fit"
+    return Fault(f"etp {etp} x ep {wanted.ep} = {etp * wanted.ep} does not divide {product}", where, fix)
 
 
 def _nearest_degrees(wanted: MeshRequest, at_hand: int) -> str:

@@ -106,6 +106,12 @@ def test_degrees_that_do_not_divide_the_devices_are_a_fault() -> None:
     assert "tp 2 would fit" in text or "tp 4 would fit" in text
 
 
+def test_experts_must_fit_into_a_stage() -> None:
+    text = fault(request(MeshRequest(tp=2, dp=3, ep=4, etp=1)), ONE_HOST)
+    assert "etp 1 x ep 4 = 4 does not divide tp 2 x cp 1 x dp 3 = 6" in text
+    assert "ep 3 would fit" in text
+
+
 def test_a_second_mesh_does_not_get_devices_that_the_first_has() -> None:
     text = fault(request(MeshRequest(dp=6, chip="big"), MeshRequest(dp=3, chip="big"), micro=1), ONE_HOST)
     assert "mesh 1: tp 1 x cp 1 x dp 3 x pp 1 = 3 devices, but 2 of big are at hand" in text
