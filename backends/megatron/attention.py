@@ -28,16 +28,16 @@ class CoreAttention(torch.nn.Module):
         self.is_causal = attn_mask_type.name == "causal"
         self.cp_group = pg_collection.cp
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, attn_mask_type: Any = None,
-                attention_bias: Tensor | None = None, packed_seq_params: Any = None) -> Tensor:  # fmt: skip
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                attn_mask_type: Any = None, attention_bias: Tensor | None = None,
+                packed_seq_params: Any = None) -> Tensor:  # fmt: skip
         """``[sequence, samples, heads, head_dim] x 3 -> [sequence, samples, heads * head_dim]``.
 
         ``attention_mask`` is True where attention is barred, or None for plain causal attention.
         """
+        allowed = None if attention_mask is None else ~attention_mask
         if self.cp_group.size() > 1:
             key, value, allowed = self._gather(key, value)
-        else:
-            allowed = None if attention_mask is None else ~attention_mask
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         out = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, dropout_p=self.dropout if self.training else 0.0,

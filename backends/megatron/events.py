@@ -57,7 +57,7 @@ def _open_tensorboard(run_dir: Path, arguments: Mapping[str, Any]) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run_dir / directory))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run_dir / directory))
 
 
 def _open_wandb(run_dir: Path, arguments: Mapping[str, Any], name: str) -> Any:

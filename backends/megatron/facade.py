@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-FACTORIES = (
-    "tensor zeros ones empty full arange rand randn randint eye linspace as_tensor zeros_like ones_like empty_like "
-    "full_like rand_like randn_like tril_indices triu_indices"
-).split()
+FACTORIES = """
+    tensor zeros ones empty full arange rand randn randint eye linspace as_tensor zeros_like ones_like empty_like
+    full_like rand_like randn_like tril_indices triu_indices
+""".split()  # noqa: SIM905
 PACKAGE = "megatron.core"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,7 @@ def share_norm(optimizer: Any, groups: Groups, device: Device) -> None:
         return float(total)
 
     def get_grad_norm() -> float:
-        return reduce(sum(float(gradient.double().square().sum()) for gradient in counted())) ** 0.5
+        return math.sqrt(reduce(sum(float(gradient.double().square().sum()) for gradient in counted())))
 
     def count_zeros() -> float:
         return reduce(sum(float((gradient == 0).sum()) for gradient in counted()))

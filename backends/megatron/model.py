@@ -96,7 +96,9 @@ def _block_spec(arguments: Mapping[str, Any], config: Any, layers: range, device
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
     if _use_transformer_engine(arguments, device):
-        from megatron.core.extensions.transformer_engine import TENorm as final_norm
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        final_norm = TENorm
     else:
         final_norm = Norm
     specs = [_layer_spec(arguments, config, _is_expert_layer(config, layer), device) for layer in layers]

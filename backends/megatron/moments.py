@@ -6,7 +6,7 @@ other, and its distributed one miscounts the steps of torch's Adam after loading
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def state_names(optimizer_name: str, has_master: bool) -> tuple[str, ...]:
     return (*names, "master") if has_master else names
 
 
-def read_moments(optimizer: Any, parameters: list[Tensor], names: tuple[str, ...]) -> Moments:
+def read_moments(optimizer: Any, parameters: Sequence[Tensor], names: tuple[str, ...]) -> Moments:
     """Gather the state of ``parameters``; collective over the replicas of each part of the optimizer."""
     found: Moments = {name: [torch.zeros(p.shape, dtype=torch.float32) for p in parameters] for name in names}
     for part in optimizer.chained_optimizers:
@@ -36,7 +36,7 @@ def read_moments(optimizer: Any, parameters: list[Tensor], names: tuple[str, ...
     return found
 
 
-def write_moments(optimizer: Any, parameters: list[Tensor], moments: Mapping[str, list[Tensor]], step: int) -> None:
+def write_moments(optimizer: Any, parameters: Sequence[Tensor], moments: Mapping[str, list[Tensor]], step: int) -> None:
     """Put gathered state where this rank's optimizer keeps it; ``step`` counts the updates so far."""
     optimizer.reload_model_params()
     for part in optimizer.chained_optimizers:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from backends.megatron.shape import shape_from_arguments
-from flagvega.layout.plan import Plan
 from flagvega.layout.ranks import Place
 from flagvega.model.work import Work, backward, embedding_work, head_work, layer_work
 from flagvega.platform import Device
@@ -19,7 +18,7 @@ def is_paced(device: Device) -> bool:
     return type(device).duration_s is not Device.duration_s
 
 
-def pace_model(device: Device, chunks: list[Any], config: Any, arguments: Mapping[str, Any], plan: Plan, me: Place) -> None:
+def pace_model(device: Device, chunks: list[Any], config: Any, arguments: Mapping[str, Any], me: Place) -> None:
     """Hook the embedding, every layer and the head of the rank's chunks."""
     if not is_paced(device):
         return

@@ -53,7 +53,7 @@ class Trainer:
         self.chunks = build_model(arguments, self.config, plan, me, groups.collection, torch_device)
         self.shards = self._fill_weights(read)
         self.models = [self._wrap(chunk, i) for i, chunk in enumerate(self.chunks)]
-        pace_model(device, self.chunks, self.config, arguments, plan, me)
+        pace_model(device, self.chunks, self.config, arguments, me)
         self.optimizer = build_optimizer(arguments, plan, self.models, groups, device)
         self.scheduler = build_scheduler(arguments, self.optimizer, extent)
         self._join_schedule()

@@ -31,8 +31,8 @@ class Shape:
 class Neighbour:
     """One side of a stage: exchanges micro-batches with the stage before or after it."""
 
-    def __init__(self, me: Place, boundary: Boundary, others: Sequence[Place], shape: Shape, samples: int, tp_group: Any,
-                 take_group: Any, give_group: Any, device: Device) -> None:  # fmt: skip
+    def __init__(self, me: Place, boundary: Boundary, others: Sequence[Place], shape: Shape, samples: int,
+                 tp_group: Any, take_group: Any, give_group: Any, device: Device) -> None:  # fmt: skip
         self.me, self.shape, self.tp_group, self.device = me, shape, tp_group, device
         self.take_group, self.outbox = take_group, Outbox(give_group)
         self.staged = boundary.transport == "bridge" and shape.device.type != "cpu"

@@ -76,7 +76,7 @@ class Pipe:
         self.depth = 1 + num_slow(plan)
         self.backward_scale = 1.0
         if self.before is not None and plan.batch.loss == "mean":
-            # A mean loss is averaged over the receiver's own replicas: see docs/mathematics.md.
+            # A mean loss is averaged over the receiver's own replicas: see docs/architecture.md.
             earlier = stage_places(plan, stage - 1)[0].mesh
             self.backward_scale = earlier.dp * earlier.cp / (me.mesh.dp * me.mesh.cp)
 
@@ -128,7 +128,9 @@ class Pipe:
         self.send_forward(outputs, is_last_stage)
         return self.recv_backward(shapes, is_last_stage)
 
-    def send_backward_recv_forward(self, gradients: Any, shapes: Any, is_first_stage: bool) -> list[torch.Tensor | None]:
+    def send_backward_recv_forward(
+        self, gradients: Any, shapes: Any, is_first_stage: bool
+    ) -> list[torch.Tensor | None]:
         """Both, as the steady state of 1F1B asks."""
         self.send_backward(gradients, is_first_stage)
         return self.recv_forward(shapes, is_first_stage)

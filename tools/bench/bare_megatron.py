@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,8 +66,13 @@ def train(arguments: dict[str, Any], num_steps: int) -> None:
     config.finalize_model_grads_func, config.grad_scale_func = finalize_model_grads, optimizer.scale_loss
     size, batch = arguments["micro_batch_size"], arguments["global_batch_size"]
     dataset, _, _ = build_datasets(
-        arguments, vocabulary, (num_steps * batch, 0, 0), cache=None, owner=True, barrier=lambda: None
-    )  # type: ignore[arg-type]
+        arguments,
+        vocabulary,
+        (num_steps * batch, 0, 0),
+        cache=Path(sys.argv[1]).parent,
+        owner=True,
+        barrier=lambda: None,
+    )
     run_schedule = get_forward_backward_func()
     for step in range(num_steps):
         samples = [dataset[step * batch + i] for i in range(batch)]  # type: ignore[index]

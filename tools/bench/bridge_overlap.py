@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from backends.megatron import facade
 from backends.megatron.groups import build_groups
@@ -85,7 +86,11 @@ class Stage(torch.nn.Module):
 def make_plan(is_slow: bool) -> Plan:
     """Two meshes of one CPU each."""
     request = LayoutRequest(
-        (MeshRequest(dp=1, chip="cpu"), MeshRequest(dp=1, chip="cpu")), 2, 1, 64, slow_boundaries=(0,) if is_slow else ()
+        (MeshRequest(dp=1, chip="cpu"), MeshRequest(dp=1, chip="cpu")),
+        2,
+        1,
+        64,
+        slow_boundaries=(0,) if is_slow else (),
     )
     return build_plan(request, Cluster((Node("localhost", ("cpu", "cpu")),)))
 
@@ -93,7 +98,7 @@ def make_plan(is_slow: bool) -> Plan:
 def run_rank(rank: int, port: int, plan: Plan, stage_s: float, transfer_s: float, answer: Any) -> None:
     """Time one warm step; the last rank answers."""
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=rank == 0, timeout=timedelta(seconds=60))
+    store = TCPStore("127.0.0.1", port, is_master=rank == 0, timeout=timedelta(seconds=60))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     facade.install(namespace.CPU, namespace)
     from megatron.core.pipeline_parallel import schedules
@@ -102,7 +107,11 @@ def run_rank(rank: int, port: int, plan: Plan, stage_s: float, transfer_s: float
     me = places(plan)[rank]
     groups = build_groups(plan, me, {0: "gloo", 1: "gloo"})
     config = TransformerConfig(
-        num_layers=2, hidden_size=HIDDEN, num_attention_heads=1, pipeline_model_parallel_size=2, pipeline_dtype=torch.float32
+        num_layers=2,
+        hidden_size=HIDDEN,
+        num_attention_heads=1,
+        pipeline_model_parallel_size=2,
+        pipeline_dtype=torch.float32,
     )
     model = Stage(config, stage_s)
     pipe = Pipe(plan, me, config, SEQUENCE, LinkedCpu(transfer_s), namespace.CPU, None, groups.boundaries)
@@ -148,7 +157,9 @@ def measure(is_slow: bool, stage_s: float, transfer_s: float) -> float:
 def main() -> int:
     """Print the three rates and the ratio; 1 when it is below the bound."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage-s", type=float, default=0.03, help="time of a stage for one micro-batch (default 0.03)")
+    parser.add_argument(
+        "--stage-s", type=float, default=0.03, help="time of a stage for one micro-batch (default 0.03)"
+    )
     parser.add_argument("--transfer-s", type=float, default=0.01, help="time of the link each way (default 0.01)")
     options = parser.parse_args()
     stock = measure(False, options.stage_s, options.transfer_s)

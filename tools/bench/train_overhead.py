@@ -69,7 +69,12 @@ def flagvega_argv(folder: Path, num_steps: int) -> list[str]:
     task.write_text(
         json.dumps(
             {
-                "experiment": {"exp_name": "bench", "exp_dir": str(folder / f"run-{num_steps}"), "task": {"type": "train"}, "envs": {"OMP_NUM_THREADS": "1"}},
+                "experiment": {
+                    "exp_name": "bench",
+                    "exp_dir": str(folder / f"run-{num_steps}"),
+                    "task": {"type": "train"},
+                    "envs": {"OMP_NUM_THREADS": "1"},
+                },
                 "cluster": {"nodes": [{"chip": "cpu", "devices": 1}]},
                 "train": {"model": {**MODEL, "train_iters": num_steps}},
                 "action": "run",
@@ -110,7 +115,9 @@ def main() -> int:
                     times.append(cpu_time_s(argv(Path(folder), num_steps), env))
             rate[name] = TOKENS_PER_STEP * (long - short) / (times[1] - times[0])
         ratios.append(rate["flagvega"] / rate["bare"])
-        print(f"tokens per CPU-second: flagvega {rate['flagvega']:.0f}, bare {rate['bare']:.0f}, ratio {ratios[-1]:.3f}")
+        print(
+            f"tokens per CPU-second: flagvega {rate['flagvega']:.0f}, bare {rate['bare']:.0f}, ratio {ratios[-1]:.3f}"
+        )
     ratio = statistics.median(ratios)
     print(f"median ratio {ratio:.3f}, bound {BOUND}")
     return int(ratio < BOUND)
