@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from flagvega.cluster.nodes import Cluster
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.plan import Batch, Boundary, Chunk, Mesh, Plan, Recompute, Replica, Stage
 from flagvega.layout.request import LayoutRequest, MeshRequest
 from flagvega.layout.schedule import in_flight
+
+if TYPE_CHECKING:
+    from flagvega.cluster.nodes import Cluster
 
 Device = tuple[int, int]
 
