@@ -85,8 +85,13 @@ def summary(run: Run, progress: Progress, directory: RunDirectory) -> dict[str, 
         "loss": last.get("loss"),
         "tokens_per_s": progress.tokens_per_s if last else None,
         "mfu": progress.mfu if last else None,
-        "next": next_commands(directory.root),
+        "next": next_commands(directory.root) | _resume(run),
     }
+
+
+def _resume(run: Run) -> dict[str, str]:
+    """The same command goes on from the newest checkpoint."""
+    return {"resume": f"{_program()} {shlex.join(sys.argv[1:])}"} if run.state == "stopped" else {}
 
 
 def _this_node(call: Call, decision: Decision) -> int:

@@ -38,7 +38,8 @@ def _ended(run: Run, facts: Mapping[str, Any]) -> tuple[str, ...]:
     lines = [f"run {run.run_id} {run.state} with exit code {run.exit_code} after {took}"]
     lines += [run.reason] if run.exit_code else []
     if facts["steps"]:
-        lines.append(f"step {facts['steps']}, loss {facts['loss']:.4f}, {facts['tokens_per_s']:,.0f} tokens/s")
+        mfu = f", MFU {facts['mfu']:.1%}" if facts["mfu"] else ""
+        lines.append(f"step {facts['steps']}, loss {facts['loss']:.4f}, {facts['tokens_per_s']:,.0f} tokens/s{mfu}")
     return (*lines, *_listed({name: line for name, line in facts["next"].items() if name != "stop"}))
 
 

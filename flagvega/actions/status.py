@@ -47,7 +47,7 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
 
 def _state(run: Run) -> str:
     """The recorded state, unless the process that would have recorded the end is dead."""
-    return "died" if not run.finished and run.alive is False and run.supervisor else run.state
+    return "died" if not run.finished and run.alive is False else run.state
 
 
 def _table(report: Mapping[str, Any]) -> Table:

@@ -35,6 +35,7 @@ class Run:
     """Unix s."""
     state: State = "starting"
     supervisor: Owner | None = None
+    """Who starts, then watches over it."""
     agent_pid: int | None = None
     ended: float | None = None
     exit_code: int | None = None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flagvega.errors import Fault, PreflightError
-from flagvega.launch.script import Launch, log_dir, render
-from flagvega.records import write_text
+from flagvega.launch.script import AFTER_STOP_SCRIPT, Launch, log_dir, render
+from flagvega.records import Owner, write_text
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.processes import kill_processes
 
@@ -35,6 +35,7 @@ def prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[
         old = directory.read()
         if old and not old.finished:
             kill_processes(old.token)
+        (launch.run_dir / AFTER_STOP_SCRIPT).unlink(missing_ok=True)
         for path, text in {**files, **render(launch)}.items():
             write_text(launch.run_dir / path, text)
         directory.write(_new_run(launch, name, directory, watch))
@@ -76,6 +77,7 @@ def _new_run(launch: Launch, name: str, directory: RunDirectory, watch: Mapping[
         ranks=launch.ranks[node],
         grace_s=launch.grace_s,
         started=now,
+        supervisor=Owner.of(os.getpid()),
         watch=dict(watch),
         metrics_offset_bytes=metrics.stat().st_size if metrics.exists() else 0,
     )

@@ -72,6 +72,7 @@ def test_a_detached_run_is_seen_logged_and_stopped_from_another_shell(conf: Path
     assert "already stopped" in call(conf, "action=stop").stdout
     logs = json.loads(call(None, "action=logs", where, "rank=1", "output=json").stdout)["logs"]
     assert logs["1"]["lines"] == ["rank 1 begins"]
+    assert "rank 0 begins" in call(None, "action=logs", where, "follow=true").stdout
     assert call(None, "action=logs", where, "rank=7").returncode == 2
 
 
