@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from flagvega.comm.pipe import StageGroup
+
 
 def mend() -> None:
     """Apply every repair; each is inert where the defect is not."""
-    for repair in (name_missing_gemm, convert_split_sizes, admit_missing_engine):
+    for repair in (name_missing_gemm, convert_split_sizes, admit_missing_engine, count_router_tokens):
         repair()
 
 
@@ -41,3 +43,31 @@ def admit_missing_engine() -> None:
 
     if not isinstance(multi_latent_attention.TELinear, type):
         multi_latent_attention.HAVE_TE = False
+
+
+def count_router_tokens() -> None:
+    """router.py:341,464,489: of a per-token loss, what routers add must be scaled by all tokens of the micro-batch.
+
+    The sequence-level balancing loss is scaled by the tokens of one sequence, and all of them by those of this
+    tp and cp rank: what they weigh then depends on the micro-batch size, tp and cp.
+    """
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    attach, apply_z_loss = TopKRouter.attach_and_log_load_balancing_loss, TopKRouter.apply_z_loss
+
+    def attach_for_all_tokens(self: Any, activation: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        kwargs["valid_token_count"] = activation.shape[0] * self.tp_cp_group.size()
+        attached: torch.Tensor = attach(self, activation, *args, **kwargs)
+        return attached
+
+    def apply_undivided(self: Any, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+        group = self.tp_cp_group
+        if self.calculate_per_token_loss:
+            self.tp_cp_group = StageGroup(0, 1)
+        try:
+            applied: torch.Tensor = apply_z_loss(self, logits, padding_mask)
+        finally:
+            self.tp_cp_group = group
+        return applied
+
+    TopKRouter.attach_and_log_load_balancing_loss, TopKRouter.apply_z_loss = attach_for_all_tokens, apply_undivided
