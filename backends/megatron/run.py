@@ -28,7 +28,7 @@ def run(settings: Settings, me: Place, events: Events) -> int:
     """Train as ``settings`` say; the exit code."""
     arguments, plan = settings.arguments, settings.plan
     stop = StopRequest(settings.run_dir)
-    device, torch_device = open_device(me)
+    device, torch_device = open_device(me, plan)
     join_world(me, plan, arguments["distributed_timeout_minutes"])
     repairs.mend()
     groups = build_groups(plan, me, mesh_backends(plan))

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from flagvega.layout.codec import plan_from_json
 from flagvega.layout.plan import Plan
-from flagvega.layout.ranks import Place, find_place
+from flagvega.layout.ranks import Place, find_place, places
 from flagvega.platform import Device, find_chip, platforms
 from flagvega.records import read_json
 
@@ -38,13 +38,18 @@ def read_settings(run_dir: Path) -> Settings:
     return Settings(run_dir, run_dir.name, rank["arguments"], plan_from_json(read_json(run_dir / "plan.json")))
 
 
-def open_device(me: Place) -> tuple[Device, torch.device]:
-    """The rank's device; megatron-core is made to use it."""
+def open_device(me: Place, plan: Plan) -> tuple[Device, torch.device]:
+    """The rank's device; megatron-core is made to use it.
+
+    A vendor numbers its own devices only: a host may hold others before them.
+    """
     from backends.megatron import facade
 
     vendor = find_chip(me.mesh.chip).vendor
+    before = [place for place in places(plan) if place.node == me.node and place.local < me.local]
+    index = sum(find_chip(place.mesh.chip).vendor == vendor for place in before)
     device: Device = importlib.import_module(f"hardware.{vendor}.device").device
-    opened = device.open(me.mesh.chip, me.local)
+    opened = device.open(me.mesh.chip, index)
     if opened.type != "cuda":
         facade.install(opened, device.namespace)
     return device, opened
