@@ -79,6 +79,8 @@ def complete(arguments: Mapping[str, Any]) -> dict[str, Any]:
         found["position_embedding_type"] = "rope"
     if found["use_te"] and "transformer_impl" not in given:
         found["transformer_impl"] = "transformer_engine"
+    if found["rotary_interleaved"] and "apply_rope_fusion" not in given:
+        found |= {"apply_rope_fusion": False, "no_rope_fusion": True}
     if found["bf16"]:
         found["accumulate_allreduce_grads_in_fp32"] = given.get("accumulate_allreduce_grads_in_fp32", True)
     if found["split"] is None:
@@ -127,10 +129,12 @@ def _transformer_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _ffn_hidden_size(settings: Mapping[str, Any]) -> int:
     """As Megatron-LM: 4 x hidden, two thirds of it in multiples of 64 for SwiGLU; as FlagScale with ``multiple_of``."""
     hidden = settings["hidden_size"]
+    if not settings["swiglu"]:
+        return 4 * int(hidden)
     if multiple_of := settings["multiple_of"]:
         width = int(int(4 * hidden * 2 / 3) * (settings["hidden_dim_multiplier"] or 1))
         return int(multiple_of * -(-width // multiple_of))
-    return int(4 * hidden * 2 / 3) // 64 * 64 if settings["swiglu"] else 4 * int(hidden)
+    return int(4 * hidden * 2 / 3) // 64 * 64
 
 
 def _key(row: Mapping[str, str]) -> Key:

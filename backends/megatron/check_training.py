@@ -12,7 +12,13 @@ from flagvega.errors import Fault
 
 def check_training(spec: Spec, settings: Mapping[str, Any]) -> list[Fault]:
     """Faults of the schedule; ``settings`` are the completed arguments of the spec."""
-    return [*_length(spec), *_warmup(spec, settings), *_rates(spec, settings), *_batch(spec, settings)]
+    return [
+        *_length(spec),
+        *_warmup(spec, settings),
+        *_rates(spec, settings),
+        *_batch(spec, settings),
+        *_needs(spec, settings),
+    ]
 
 
 def _at(spec: Spec, name: str) -> str:
@@ -74,6 +80,21 @@ def _rates(spec: Spec, settings: Mapping[str, Any]) -> Iterator[Fault]:
     if {"override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"} <= {n for n, v in settings.items() if v}:
         where = _at(spec, "override_opt_param_scheduler")
         yield Fault("the schedule is both overridden and taken from the checkpoint", where, "keep one of them")
+
+
+_NEEDS = (
+    ("overlap_param_gather", ("use_distributed_optimizer",)),
+    ("overlap_param_gather", ("overlap_grad_reduce",)),
+    ("fp16_lm_cross_entropy", ("fp16",)),
+    ("fp32_residual_connection", ("bf16", "fp16")),
+)
+"""Keys with those of which one must be true beside them."""
+
+
+def _needs(spec: Spec, settings: Mapping[str, Any]) -> Iterator[Fault]:
+    for name, others in _NEEDS:
+        if settings[name] and not any(settings[other] for other in others):
+            yield Fault(f"'{name}' needs {' or '.join(others)}", _at(spec, name), f"add {others[0]}: true")
 
 
 def _batch(spec: Spec, settings: Mapping[str, Any]) -> Iterator[Fault]:

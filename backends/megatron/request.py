@@ -59,6 +59,7 @@ def read_request(spec: Spec) -> LayoutRequest:
         slow_boundaries=None if slow is None else tuple(slow),
         wire_dtype=bridge.get("wire_dtype"),
         chunk_bytes=bridge.get("chunk_bytes", 0),
+        bridge_meshes=settings["hetero_use_cpu_communication"],
         where={name: place for name, arguments in _WHERE.items() if (place := _first_place(spec, arguments))},
     )
 

@@ -132,7 +132,7 @@ def _recompute(request: LayoutRequest, stage: int) -> tuple[Recompute, ...]:
 def _boundary(request: LayoutRequest, sender: Mesh, receiver: Mesh, index: int) -> Boundary:
     unlike = sender.chip != receiver.chip
     slow = unlike if request.slow_boundaries is None else index in request.slow_boundaries
-    if not unlike:
+    if not unlike and not (request.bridge_meshes and sender.id != receiver.id):
         return Boundary("native", slow=slow)
     return Boundary("bridge", request.wire_dtype, request.chunk_bytes, slow)
 

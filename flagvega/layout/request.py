@@ -45,5 +45,7 @@ class LayoutRequest:
     """Boundaries with an extra micro-batch in flight; None: those between unlike chips."""
     wire_dtype: str | None = None
     chunk_bytes: int = 0
+    bridge_meshes: bool = False
+    """Bridge between any two meshes, of like chips too."""
     where: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where the user wrote ``meshes``, ``layer_split``, ``micro_batch_size``, ``recompute``: for messages."""

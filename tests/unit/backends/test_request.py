@@ -210,6 +210,13 @@ def test_the_bridge_block_reaches_the_boundaries() -> None:
     assert (boundary.wire_dtype, boundary.chunk_bytes, boundary.slow) == ("bf16", 4096, False)
 
 
+def test_communication_through_the_cpu_bridges_like_meshes_too() -> None:
+    meshes = {"enable_hetero": True, "hetero_process_meshes": [1, 1, 1, 1, 2, 1, 1, 1, 1, 1]}
+    found = plan(CPUS, hetero_use_cpu_communication=True, **meshes)
+    assert [boundary.transport for boundary in found.boundaries] == ["native", "bridge"]
+    assert [boundary.transport for boundary in plan(CPUS, **meshes).boundaries] == ["native", "native"]
+
+
 def test_a_fault_of_the_layout_names_the_line_of_its_key() -> None:
     spec = make(tensor_model_parallel_size=32)
     with pytest.raises(ConfigError, match=r"t.yaml:12 train.model.tensor_model_parallel_size: tp 32"):
