@@ -39,7 +39,8 @@ def _ended(run: Run, facts: Mapping[str, Any]) -> tuple[str, ...]:
     lines += [run.reason] if run.exit_code else []
     if facts["steps"]:
         mfu = f", MFU {facts['mfu']:.1%}" if facts["mfu"] else ""
-        lines.append(f"step {facts['steps']}, loss {facts['loss']:.4f}, {facts['tokens_per_s']:,.0f} tokens/s{mfu}")
+        loss = f"loss {facts['first_loss']:.4f} -> {facts['loss']:.4f}"
+        lines.append(f"step {facts['steps']}, {loss}, {facts['tokens_per_s']:,.0f} tokens/s{mfu}")
     return (*lines, *_listed({name: line for name, line in facts["next"].items() if name != "stop"}))
 
 

@@ -35,7 +35,8 @@ def prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[
         old = directory.read()
         if old and not old.finished:
             kill_processes(old.token)
-        (launch.run_dir / AFTER_STOP_SCRIPT).unlink(missing_ok=True)
+        for stale in (launch.run_dir / AFTER_STOP_SCRIPT, directory.stop_file):
+            stale.unlink(missing_ok=True)
         for path, text in {**files, **render(launch)}.items():
             write_text(launch.run_dir / path, text)
         directory.write(_new_run(launch, name, directory, watch))

@@ -66,9 +66,7 @@ class Supervisor:
     # ---- start ----
 
     def _clear(self) -> None:
-        """A run reads nothing of its forerunner's requests, last words and logs."""
-        if not self.run.node:
-            self.directory.stop_file.unlink(missing_ok=True)
+        """A run reads nothing of its forerunner's last words and logs."""
         for rank in self.run.ranks:
             self.events[rank] = Lines(self.directory.event_file(rank))
             self.events[rank].skip()

@@ -35,6 +35,9 @@ def main() -> int:
     print(f"rank {rank} begins", flush=True)
     if arguments.echo is not None:
         write_json(root / f"echo-{rank}.json", {"argv": sys.argv, "env": dict(os.environ)})
+    peers = [root / "events" / f"rank-{peer}.jsonl" for peer in os.environ["FLAGVEGA_RANKS"].split()]
+    while not all(peer.exists() for peer in peers):
+        time.sleep(0.01)
     tell("ready")
     for step in range(1, arguments.steps + 1):
         time.sleep(arguments.step_s)

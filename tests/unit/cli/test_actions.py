@@ -41,7 +41,7 @@ def test_run_does_what_dryrun_printed_and_ends_with_the_next_commands(conf: Path
     done = call(conf)
     assert done.returncode == 0, done.stderr
     assert "step 5/5" in done.stderr
-    assert "step 5, loss 1.0000" in done.stdout
+    assert "step 5, loss 5.0000 -> 1.0000" in done.stdout
     assert f"action=logs run_dir={tmp_path}/out" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert printed == {name: (tmp_path / "out" / name).read_text() for name in printed}

@@ -59,7 +59,7 @@ def test_all_hosts_hear_what_differs_and_where() -> None:
 
 
 def test_a_stranger_is_turned_away_and_the_run_goes_on_waiting() -> None:
-    heard = meet({}, {}, tokens=("ours", "theirs"), timeout_s=1.0)
+    heard = meet({}, {}, tokens=("ours", "theirs"), timeout_s=2.0)
     assert "host 1 did not come" in heard[0]
     assert "another run" in heard[1]
 
