@@ -12,6 +12,7 @@ import pytest
 
 from flagvega.actions.test import judge_steps
 from tests.toy.cli import argv, call, environment, write_conf
+from tests.toy.job import ROOT
 
 WITHOUT_TORCH = """\
 import sys
@@ -128,3 +129,12 @@ def test_control_actions_never_import_torch(conf: Path, tmp_path: Path, words: l
     )
     assert "imported" not in done.stderr
     assert done.returncode in (0, 2), done.stderr
+
+
+def test_the_demo_dry_runs_without_torch() -> None:
+    where = ["--config-path", "examples/llama/conf", "--config-name", "demo", "action=dryrun", "construct=false"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *where], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bridge, slow" in done.stdout
