@@ -1,7 +1,6 @@
 # make demo | test | lint | bench | fuzz | docs | clean. Each makes .venv ready first, if it is not.
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
-ACTION ?= run
 
 .PHONY: help venv demo test test-slow lint bench fuzz docs clean
 
@@ -18,9 +17,11 @@ help:
 venv:
 	@tools/venv.sh
 
+# A demo that was interrupted goes on from its checkpoint; one that is done begins anew.
 demo: venv
+	@if grep -qs '"state": "done"' outputs/llama-demo/run.json; then rm -rf outputs/llama-demo; fi
 	@$(PYTHON) tools/prepare_data.py --corpus python --train-tokenizer outputs/data/tokenizer.json --vocab-size 4096 --output outputs/data/python
-	@$(PYTHON) run.py --config-path examples/llama/conf --config-name demo action=$(ACTION)
+	@$(PYTHON) run.py --config-path examples/llama/conf --config-name demo action=run
 
 test: venv
 	$(PYTHON) -m pytest -m "not slow"

@@ -9,7 +9,7 @@ from flagvega.cli import main
 from tests.checkout import project_files
 from tests.conftest import ROOT
 
-EXPERIMENTS = project_files("examples/*/conf/*.yaml")
+EXPERIMENTS = project_files(":(glob)examples/*/conf/*.yaml")
 RANKS = {
     "aquila/train_hetero": 16,
     "cluster/two_vendors": 64,
@@ -40,4 +40,6 @@ def test_an_example_validates_and_dryruns(
     argv = ["--config-path", str(path.parent), "--config-name", path.stem, "action=dryrun", "output=json"]
     assert main(argv) == 0
     document = json.loads(capsys.readouterr().out)
-    assert sum(node["num_ranks"] for node in document["nodes"]) == RANKS[name(path)]
+    meshes = document["plan"]["decisions"]["meshes"]
+    assert sum(len(mesh["devices"]) for mesh in meshes) == RANKS[name(path)]
+    assert len(document["commands"]) == len(document["cluster"])
