@@ -81,7 +81,8 @@ def load(trainer: Trainer, path: Path, position: Position, weights_only: bool = 
     content = _content(trainer, names)
     from megatron.core import dist_checkpointing
 
-    loaded = dist_checkpointing.load({"model": content["model"], "moments": content["moments"]}, str(path))
+    # Meshes may read one tensor cut in unlike ways, which the check of access refuses.
+    loaded = dist_checkpointing.load(content, str(path), validate_access_integrity=False)
     for i, chunk in enumerate(trainer.chunks):
         chunk.load_state_dict(loaded["model"][str(i)])
     if weights_only:
@@ -91,7 +92,7 @@ def load(trainer: Trainer, path: Path, position: Position, weights_only: bool = 
     moments = {name: [loaded["moments"][name][str(i)] for i in range(len(parameters))] for name in names}
     write_moments(trainer.optimizer, parameters, moments, state["num_updates"])
     trainer.num_updates = state["num_updates"]
-    trainer.scheduler.load_state_dict(state["scheduler"])
+    _restore_schedule(trainer, state["scheduler"])
     _restore_scaler(trainer.optimizer, state["scaler"])
     _restore_randomness(trainer, path, state)
     position.step, position.consumed_samples = state["step"], state["consumed_samples"]
@@ -121,7 +122,7 @@ def _write(trainer: Trainer, position: Position, scratch: Path) -> None:
     from megatron.core import dist_checkpointing
 
     names = state_names(trainer.arguments["optimizer"], trainer.config.params_dtype != torch.float32)
-    dist_checkpointing.save(_content(trainer, names), str(scratch))
+    dist_checkpointing.save(_drop_copies(trainer, _content(trainer, names)), str(scratch))
     rng = {"cpu": torch.get_rng_state(), "device": trainer.device.namespace.get_rng_state()}
     (scratch / "rng").mkdir(exist_ok=True)
     torch.save(rng, scratch / "rng" / f"rank-{dist.get_rank()}.pt")
@@ -141,6 +142,18 @@ def _content(trainer: Trainer, names: tuple[str, ...]) -> dict[str, Any]:
     return {"model": model, "moments": _sharded_moments(trainer, model, names)}
 
 
+def _drop_copies(trainer: Trainer, content: dict[str, Any]) -> dict[str, Any]:
+    """Without the head's copy of a tied embedding: the first stage saves it, perhaps cut in another way."""
+    for i, chunk in enumerate(trainer.chunks):
+        if chunk.share_embeddings_and_output_weights and chunk.post_process and not chunk.pre_process:
+            del content["model"][str(i)]["output_layer.weight"]
+            copy = chunk.output_layer.weight
+            index = next(j for j, shard in enumerate(trainer.shards) if shard.parameter is copy)
+            for tensors in content["moments"].values():
+                del tensors[str(index)]
+    return content
+
+
 def _sharded_moments(trainer: Trainer, model: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     from megatron.core.dist_checkpointing.optimizer import (
         get_param_id_to_sharded_param_map,
@@ -153,9 +166,12 @@ def _sharded_moments(trainer: Trainer, model: Mapping[str, Any], names: tuple[st
     places = get_param_id_to_sharded_param_map(model, parameters)
     moments = read_moments(trainer.optimizer, parameters, names)
     return {
-        name: {str(i): make_sharded_optimizer_tensor(places[i], tensor, f"optimizer.{name}") for i, tensor in enumerate(tensors)}
+        name: {
+            str(i): make_sharded_optimizer_tensor(places[i], tensor, f"optimizer.{name}")
+            for i, tensor in enumerate(tensors)
+        }
         for name, tensors in moments.items()
-    }  # fmt: skip
+    }
 
 
 def _describe(trainer: Trainer, position: Position, names: tuple[str, ...]) -> dict[str, Any]:
@@ -166,23 +182,36 @@ def _describe(trainer: Trainer, position: Position, names: tuple[str, ...]) -> d
         **asdict(position),
         "num_updates": trainer.num_updates,
         "moments": list(names),
-        "scheduler": {name: float(v) if isinstance(v, torch.Tensor) else v for name, v in trainer.scheduler.state_dict().items()},
+        "scheduler": {
+            name: float(v) if isinstance(v, torch.Tensor) else v for name, v in trainer.scheduler.state_dict().items()
+        },
         "scaler": _describe_scaler(trainer.optimizer),
         "plan": plan_hash(trainer.plan),
         "padded_vocab_size": trainer.plan.batch.padded_vocab_size,
         "num_layers": trainer.plan.num_layers,
-    }  # fmt: skip
+    }
 
 
 def _check(state: Mapping[str, Any], trainer: Trainer, path: Path) -> None:
     wanted = {"num_layers": trainer.plan.num_layers, "padded_vocab_size": trainer.plan.batch.padded_vocab_size}
     faults = [
-        Fault(f"the checkpoint has {name} {state[name]}, this run {value}", str(path), f"give the model {name} {state[name]}")
+        Fault(
+            f"the checkpoint has {name} {state[name]}, this run {value}",
+            str(path),
+            f"give the model {name} {state[name]}",
+        )
         for name, value in wanted.items()
         if state[name] != value
-    ]  # fmt: skip
+    ]
     if faults:
         raise VerdictError(faults)
+
+
+def _restore_schedule(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+    """Go on from the same sample; the schedule itself is this run's YAML, which may train for longer."""
+    if not trainer.arguments["use_checkpoint_opt_param_scheduler"]:
+        saved = {**trainer.scheduler.state_dict(), "num_steps": saved["num_steps"]}
+    trainer.scheduler.load_state_dict(saved)
 
 
 def _scalers(optimizer: Any) -> list[Any]:
