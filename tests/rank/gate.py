@@ -15,8 +15,8 @@ from tests.rank.layouts import read_layout
 TOLERANCE = 1e-5
 """Relative, of loss and gradient norm, in fp32."""
 
-Curve = list[tuple[float, float]]
-"""(loss, gradient norm) of each step."""
+Curve = list[tuple[float, ...]]
+"""(loss, gradient norm) of each step, and the loss of validation where there was one."""
 
 
 @dataclass
@@ -62,8 +62,9 @@ class Gate:
 
 
 def curve(outcome: Outcome) -> Curve:
-    """Loss and gradient norm of every step."""
-    return [(row["loss"], row["grad_norm"]) for row in outcome.rows]
+    """What must be equal of every step."""
+    names = ("loss", "grad_norm", "valid_loss")
+    return [tuple(row[name] for name in names if name in row) for row in outcome.rows]
 
 
 def deviation(found: Curve, reference: Curve) -> float:
