@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,21 @@ class Metrics:
 
 
 def _open_tensorboard(run_dir: Path, arguments: Mapping[str, Any]) -> Any:
-    directory = arguments["tensorboard_dir"]
-    if directory is None:
+    """TensorBoard in the run directory, or where ``tensorboard_dir`` says; None where it is not installed."""
+    if find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run_dir / directory))
+    return SummaryWriter(str(run_dir / (arguments["tensorboard_dir"] or "tensorboard")))
 
 
 def _open_wandb(run_dir: Path, arguments: Mapping[str, Any], name: str) -> Any:
     """W&B where it is installed and a project is named; WANDB_MODE and the key come from the environment."""
     if not arguments["wandb_project"]:
         return None
-    try:
-        import wandb
-    except ImportError:
+    if find_spec("wandb") is None:
         return None
+    import wandb
+
     directory = arguments["wandb_save_dir"] or str(run_dir)
     return wandb.init(project=arguments["wandb_project"], name=arguments["wandb_exp_name"] or name, dir=directory)
