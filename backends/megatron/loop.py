@@ -98,9 +98,12 @@ def _is_over(arguments: Mapping[str, Any], step: int, begin: float) -> bool:
 
 
 def _check_finite(trainer: Trainer, result: StepResult, step: int) -> None:
-    if math.isfinite(result.loss) or not trainer.arguments["check_for_nan_in_loss_and_grad"]:
+    """A number that no restart would mend; a gradient that fp16's loss scaling skipped has no norm."""
+    if not trainer.arguments["check_for_nan_in_loss_and_grad"]:
         return
-    raise VerdictError(f"the loss of step {step} is {result.loss}: the same step would fail again")
+    for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+        if value is not None and not math.isfinite(value):
+            raise VerdictError(f"the {name} of step {step} is {value}: the same step would fail again")
 
 
 def _row(trainer: Trainer, result: StepResult, position: Position, lr: float) -> dict[str, Any]:
