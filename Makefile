@@ -1,6 +1,7 @@
 # make demo | test | lint | bench | fuzz | docs | clean. Each makes .venv ready first, if it is not.
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
+HOURS ?= 1
 
 .PHONY: help venv demo test test-slow lint bench fuzz docs clean
 
@@ -10,7 +11,7 @@ help:
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff, mypy, import-linter, bandit"
 	@echo "make bench      start-up time, and overhead over a bare megatron-core loop"
-	@echo "make fuzz       random layouts against the one-process run, for hours"
+	@echo "make fuzz       random layouts against the one-process run, for HOURS=1"
 	@echo "make docs       write the generated pages of docs/ anew"
 	@echo "make clean      remove what builds and runs left behind (not .venv)"
 
@@ -40,7 +41,7 @@ bench: venv
 	$(PYTHON) tools/bench/train_overhead.py
 
 fuzz: venv
-	HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest tests/rank -k random --timeout=0
+	$(PYTHON) tools/fuzz_layouts.py --hours $(HOURS)
 
 docs: venv
 	$(PYTHON) tools/make_configuration_docs.py
