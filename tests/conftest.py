@@ -1,8 +1,7 @@
-"""What every test shares: where the repository is, hypothesis' profiles, skipping without a device."""
+"""What every test shares: where the repository is, hypothesis' profile, skipping without a device."""
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 
 settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("fuzz", settings.get_profile("default"), derandomize=False, max_examples=100_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.load_profile("default")
 
 
 def _has_device() -> bool:
