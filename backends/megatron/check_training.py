@@ -95,6 +95,9 @@ def _needs(spec: Spec, settings: Mapping[str, Any]) -> Iterator[Fault]:
     for name, others in _NEEDS:
         if settings[name] and not any(settings[other] for other in others):
             yield Fault(f"'{name}' needs {' or '.join(others)}", _at(spec, name), f"add {others[0]}: true")
+    if settings["use_distributed_optimizer"] and settings["optimizer"] != "adam":
+        what = f"megatron-core's distributed optimizer is Adam, not {settings['optimizer']}"
+        yield Fault(what, _at(spec, "optimizer"), "write use_distributed_optimizer: false, or optimizer: adam")
 
 
 def _batch(spec: Spec, settings: Mapping[str, Any]) -> Iterator[Fault]:

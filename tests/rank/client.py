@@ -18,7 +18,7 @@ from rich.console import Console
 from flagvega.actions.call import OPTIONS, Call
 from flagvega.actions.decide import Decision, decide, watch_facts
 from flagvega.config.command import parse
-from flagvega.records import read_json_lines
+from flagvega.records import read_json_lines, write_json
 from flagvega.run.directory import RunDirectory
 from flagvega.run.prepare import prepare
 from tests.conftest import ROOT
@@ -59,12 +59,17 @@ class Server:
             self._process.stdin.close()
             self._process.wait(timeout=30)
 
-    def run(self, directory: Path, config: Mapping[str, Any], mutation: str = "", code: int = 0,
+    def run(self, directory: Path, config: Mapping[str, Any], mutation: str = "", code: int = 0, stop: int = 0,
             timeout_s: float = TIMEOUT_S) -> Outcome:  # fmt: skip
-        """Run an experiment in ``directory``; RankError unless every rank ends with ``code``."""
+        """Run an experiment in ``directory``; RankError unless every rank ends with ``code``.
+
+        With ``stop``, the ranks find a request to leave with that code.
+        """
         decision = decide_on(directory, config)
         run = prepare(decision.launch, decision.spec.name, watch_facts(decision), {})
         run.lock.release()
+        if stop:
+            write_json(run.stop_file, {"code": stop, "reason": "a test"})
         ranks = _ranks(decision, run)
         cpu_s = self._fork("backends.megatron.__main__", ["--run-dir", str(run.root)], ranks, mutation, code, timeout_s)
         return Outcome(run, cpu_s)

@@ -41,13 +41,13 @@ class Gate:
         return self.curves[alone]
 
     def run(self, line: str, directory: Path | None = None, mutation: str = "", code: int = 0,
-            **arguments: Any) -> Outcome:  # fmt: skip
+            stop: int = 0, **arguments: Any) -> Outcome:  # fmt: skip
         """Run a layout in a directory of its own, or in a given one; ``arguments`` change the engine's."""
         config = read_layout(line).config()
         config["train"]["data"] = {"data_path": str(self.data()), "data_cache_path": str(self.root / "index")}
         config["train"]["model"] |= arguments
         where = directory or self.root / f"run-{next(self._numbers)}"
-        return self.server.run(where, config, mutation, code)
+        return self.server.run(where, config, mutation, code, stop)
 
     def data(self) -> Path:
         """Prompts and answers of unlike lengths, as the product's own tool prepares them."""
