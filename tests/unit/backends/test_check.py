@@ -47,7 +47,11 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
         "keep one",
     ),
     ({"overlap_param_gather": True}, "'overlap_param_gather' needs use_distributed_optimizer", "optimizer: true"),
-    ({"use_distributed_optimizer": True, "optimizer": "sgd"}, "distributed optimizer is Adam, not sgd", "optimizer: adam"),
+    (
+        {"use_distributed_optimizer": True, "optimizer": "sgd"},
+        "distributed optimizer is Adam, not sgd",
+        "optimizer: adam",
+    ),
     ({"fp32_residual_connection": True}, "'fp32_residual_connection' needs bf16 or fp16", "add bf16: true"),
     ({"rotary_percent": 2.0}, "'rotary_percent' is 2.0", "up to 1"),
     ({"num_experts": 2, "moe_router_topk": 4}, "moe_router_topk 4 is more than num_experts 2", "1 to 2"),
