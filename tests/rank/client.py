@@ -55,9 +55,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait(timeout=30)
+            self._process.communicate(timeout=30)  # ends its input, and with it the server
 
     def run(self, directory: Path, config: Mapping[str, Any], mutation: str = "", code: int = 0, stop: int = 0,
             timeout_s: float = TIMEOUT_S) -> Outcome:  # fmt: skip

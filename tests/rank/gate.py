@@ -6,17 +6,18 @@ import itertools
 import json
 import random
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from tests.rank.client import Outcome, Server
+from tests.rank.client import TIMEOUT_S, Outcome, Server
 from tests.rank.layouts import read_layout
 
 TOLERANCE = 1e-5
 """Relative, of loss and gradient norm, in fp32."""
 
-Curve = list[tuple[float, ...]]
-"""(loss, gradient norm) of each step, and the loss of validation where there was one."""
+Curve = list[tuple[float | None, ...]]
+"""(loss, gradient norm) of each step, and the loss of validation where there was one. A skipped step has no norm."""
 
 
 @dataclass
@@ -41,13 +42,13 @@ class Gate:
         return self.curves[alone]
 
     def run(self, line: str, directory: Path | None = None, mutation: str = "", code: int = 0,
-            stop: int = 0, **arguments: Any) -> Outcome:  # fmt: skip
+            stop: int = 0, timeout_s: float = TIMEOUT_S, **arguments: Any) -> Outcome:  # fmt: skip
         """Run a layout in a directory of its own, or in a given one; ``arguments`` change the engine's."""
         config = read_layout(line).config()
         config["train"]["data"] = {"data_path": str(self.data()), "data_cache_path": str(self.root / "index")}
         config["train"]["model"] |= arguments
         where = directory or self.root / f"run-{next(self._numbers)}"
-        return self.server.run(where, config, mutation, code, stop)
+        return self.server.run(where, config, mutation, code, stop, timeout_s)
 
     def data(self) -> Path:
         """Prompts and answers of unlike lengths, as the product's own tool prepares them."""
@@ -68,10 +69,16 @@ def curve(outcome: Outcome) -> Curve:
 
 
 def deviation(found: Curve, reference: Curve) -> float:
-    """The largest relative difference of two curves of the same length."""
+    """The largest relative difference of two curves of the same length; infinite where only one has a number."""
     assert len(found) == len(reference) > 0
     pairs = zip(itertools.chain(*found), itertools.chain(*reference), strict=True)
-    return max(abs(a - b) / abs(b) for a, b in pairs)
+    return max(_difference(a, b) for a, b in pairs)
+
+
+def _difference(a: float | None, b: float | None) -> float:
+    if a is None or b is None:
+        return 0.0 if a is b else inf
+    return abs(a - b) / abs(b)
 
 
 def _questions() -> list[dict[str, str]]:

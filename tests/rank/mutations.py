@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import time
 from typing import Any
 
 from backends.megatron import gradients, optimizer, trainer, weights
+from flagvega.comm import reshard
 from flagvega.comm.pipe import Pipe
 
 
@@ -27,7 +31,7 @@ def count_replicas_in_norm() -> None:
 
 def leave_norm_alone() -> None:
     """The optimizer's own norm, over what it takes for the whole model."""
-    optimizer.share_norm = lambda built, groups: None
+    optimizer.share_norm = lambda *_: None
 
 
 def draw_by_tp_rank() -> None:
@@ -60,3 +64,37 @@ def divide_by_own_tokens() -> None:
         return finalize_twice
 
     trainer.make_finalizer = make_local
+
+
+def forget_zigzag() -> None:
+    """Under context parallelism ranks exchange rows as if each held one run of the sequence."""
+
+    def one_run(sequence: int, cp: int, rank: int) -> tuple[tuple[int, int], ...]:
+        size = sequence // cp
+        return ((rank * size, (rank + 1) * size),)
+
+    reshard.sequence_runs = one_run
+
+
+def fail_on_rank_2() -> None:
+    """One rank fails in the middle of a step; the others wait for it."""
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("a fault on purpose")
+
+    if os.environ["LOCAL_RANK"] == "2":
+        trainer.Trainer._reduce_loss = fail  # type: ignore[assignment, method-assign]
+
+
+def hang() -> None:
+    """Nothing happens any more."""
+    time.sleep(1e6)
+
+
+def kill_server() -> None:
+    """The first rank kills the process that forked it; all go on for ever."""
+    print(os.getpid(), flush=True)
+    if os.environ["LOCAL_RANK"] == "0":
+        time.sleep(0.5)
+        os.kill(os.getppid(), signal.SIGKILL)
+    hang()
