@@ -75,9 +75,10 @@ def test_the_wheel_holds_the_chips_and_the_engine_tables(installed: Path) -> Non
 @pytest.mark.parametrize("how", ["script", "module"])
 def test_the_wheel_dryruns_beside_a_folder_named_hardware(installed: Path, elsewhere: Path, how: str) -> None:
     command = [installed / "flagvega"] if how == "script" else [installed / "python", "-m", "flagvega"]
-    before = sorted(elsewhere.rglob("*"))
+    before = set(elsewhere.rglob("*"))
     assert "backends.megatron" in start(command, elsewhere, "action=dryrun")
-    assert sorted(elsewhere.rglob("*")) == before
+    written = [path for path in set(elsewhere.rglob("*")) - before if path.is_file()]
+    assert [path for path in written if not path.is_relative_to(elsewhere / "outputs" / "gpt-one")] == []
 
 
 @pytest.mark.slow

@@ -32,14 +32,25 @@ def test_every_example_is_listed_here() -> None:
     assert {name(path) for path in EXPERIMENTS} == set(RANKS)
 
 
+def dryrun(path: Path, *overrides: str) -> int:
+    """The exit code of an example's dry-run."""
+    return main(["--config-path", str(path.parent), "--config-name", path.stem, "action=dryrun", *overrides])
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_an_example_validates_and_dryruns(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    argv = ["--config-path", str(path.parent), "--config-name", path.stem, "action=dryrun", "output=json"]
-    assert main(argv) == 0
+    assert dryrun(path, "output=json", "construct=false") == 0
     document = json.loads(capsys.readouterr().out)
     meshes = document["plan"]["decisions"]["meshes"]
     assert sum(len(mesh["devices"]) for mesh in meshes) == RANKS[name(path)]
     assert len(document["commands"]) == len(document["cluster"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_the_engine_s_own_classes_take_an_example(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert dryrun(path, f"experiment.exp_dir={tmp_path}") == 0
