@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -38,10 +39,11 @@ def shown(page: str) -> list[Shown]:
 
 
 def run_all(commands: list[str], folder: Path) -> list[tuple[str, int]]:
-    """Output and exit code of each command, all typed into one shell."""
+    """Output and exit code of each command, all typed into one shell where .venv is active and names this folder."""
+    env = os.environ | {"PYTHONPATH": str(folder), "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}"}
     script = "".join(f'{command}\nlast=$?; printf "{MARK}%s{MARK}" $last; (exit $last)\n' for command in commands)
     done = subprocess.run(
-        ["bash"], input=script, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash"], input=script, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     parts = done.stdout.split(MARK)
     return [(output, int(code)) for output, code in zip(parts[0::2], parts[1::2], strict=False)]
