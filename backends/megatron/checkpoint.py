@@ -122,6 +122,7 @@ def _write(trainer: Trainer, position: Position, scratch: Path) -> None:
     from megatron.core import dist_checkpointing
 
     names = state_names(trainer.arguments["optimizer"], trainer.config.params_dtype != torch.float32)
+    _gather_weights(trainer)
     dist_checkpointing.save(_drop_copies(trainer, _content(trainer, names)), str(scratch))
     rng = {"cpu": torch.get_rng_state(), "device": trainer.device.namespace.get_rng_state()}
     (scratch / "rng").mkdir(exist_ok=True)
@@ -129,6 +130,13 @@ def _write(trainer: Trainer, position: Position, scratch: Path) -> None:
     if dist.get_rank() == 0:
         write_json(scratch / STATE, _describe(trainer, position, names))
     dist.barrier()
+
+
+def _gather_weights(trainer: Trainer) -> None:
+    """With overlap_param_gather an update would reach the other replicas in the next forward pass only."""
+    for model in trainer.models:
+        if model.ddp_config.overlap_param_gather:
+            model.start_param_sync(force_sync=True)
 
 
 def _content(trainer: Trainer, names: tuple[str, ...]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tests.rank.gate import TOLERANCE, Gate, curve, deviation
 from tests.rank.layouts import STEPS
 
 HALF = STEPS // 2
+GATHER = "distopt=true overlap_grad_reduce=true overlap_param_gather=true"
 CONTINUED = {
     "gpt dp2 | tp2": ("gpt", "gpt tp2 sp pp2 distopt=true", "gpt dp3 | tp4 distopt=true", "gpt cp2 | dp1"),
     "gpt tp2 dp2 | dp3 distopt=true": ("gpt dp3 | tp2", "gpt dp2 distopt=true"),
@@ -20,13 +21,11 @@ CONTINUED = {
     "llama dp2 | tp2 | dp1 split=[1,0,3]": ("llama pp2 vpp=2 micro=2",),
     "moe ep2 dp2 | tp2 ep2 etp1 sp": ("moe tp2 etp2 sp distopt=true", "moe"),
     "llama tp2 | dp2 optimizer=sgd": ("llama dp2 optimizer=sgd",),
+    f"llama dp3 | tp2 sp {GATHER}": ("llama cp2 tp2", f"llama dp2 {GATHER}"),
 }
 MORE = {
+    f"llama pp2 dp2 vpp=2 micro=1 {GATHER}": ("llama tp2 | dp2",),
     "moe tp2 etp2 sp dp2 distopt=true": ("moe ep4 dp4", "moe dp2 | cp2 ep2 distopt=true"),
-    "llama dp3 | tp2 sp distopt=true overlap_grad_reduce=true overlap_param_gather=true": (
-        "llama cp2 tp2",
-        "llama dp6",
-    ),
 }
 
 
@@ -54,6 +53,11 @@ def test_a_run_saved_on_one_layout_goes_on_unchanged_on_others(gate: Gate, tmp_p
 @pytest.mark.parametrize("saved", MORE)
 def test_a_run_goes_on_unchanged_on_rarer_layouts(gate: Gate, tmp_path: Path, saved: str) -> None:
     check_continued(gate, tmp_path, saved, MORE[saved])
+
+
+@pytest.mark.parametrize("line", [f"llama dp2 | dp3 {GATHER}", "gpt tp2 | dp2"])
+def test_saving_changes_nothing(gate: Gate, line: str) -> None:
+    assert deviation(curve(gate.run(line, save_interval=3)), gate.reference(line)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("saved", "line"), [("llama", "llama distopt=true"), ("llama dp2 distopt=true", "llama dp2")])
