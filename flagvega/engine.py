@@ -26,6 +26,9 @@ class Engine(Protocol):
     def check(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the arguments that need no plan."""
 
+    def check_host(self) -> Sequence[Fault]:
+        """What this host lacks to run the engine, or has in the wrong version; not asked by a dry run."""
+
     def check_files(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the files that the run reads on this host; not asked by a dry run, which may be elsewhere."""
 

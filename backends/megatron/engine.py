@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from backends.megatron.arguments import complete, keys
 from backends.megatron.check import check_arguments, check_files, unusable_values, warnings_of
 from backends.megatron.fields import installed
+from backends.megatron.host import check_host
 from backends.megatron.job import make_job, source_path
 from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
 from backends.megatron.request import read_request
@@ -34,6 +35,10 @@ class MegatronEngine:
     def check(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the arguments that need no plan."""
         return check_arguments(spec)
+
+    def check_host(self) -> Sequence[Fault]:
+        """What must be installed before a run; not asked by a dry run."""
+        return check_host()
 
     def check_files(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the files that the run reads on this host; not asked by a dry run."""

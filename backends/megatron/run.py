@@ -42,7 +42,8 @@ def run(settings: Settings, me: Place, events: Events) -> int:
     datasets = _open_datasets(settings, trainer, extent)
     checkpoints = Checkpoints(_directory(settings), events, arguments["keep_last"], position.step)
     metrics = Metrics(settings.run_dir, arguments, settings.name) if me.rank == 0 else None
-    events.tell("ready", step=position.step, device=str(torch_device))
+    done = extent.is_done(position.step, position.consumed_samples)
+    events.tell("ready", step=position.step, done=done, device=str(torch_device))
     try:
         return train(trainer, datasets, extent, position, checkpoints, events, metrics, stop)
     finally:

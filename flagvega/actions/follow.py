@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,9 +16,10 @@ import yaml
 
 from flagvega.actions.call import Call
 from flagvega.actions.decide import Decision, watch_facts
-from flagvega.errors import ConfigError, Fault, PreflightError
+from flagvega.errors import ConfigError, ExitCode, Fault, PreflightError
 from flagvega.launch.join import agree
 from flagvega.launch.preflight import check_devices, check_port
+from flagvega.launch.rendezvous import find_interface
 from flagvega.launch.script import secrets
 from flagvega.report.live import LiveView
 from flagvega.report.progress import Progress
@@ -33,6 +35,8 @@ def ready(call: Call, decision: Decision) -> RunDirectory:
     """Check this host, take the run directory, write its files, and meet the other hosts; PreflightError if not."""
     launch = decision.launch
     node = _this_node(call, decision)
+    if lacking := call.engine.check_host():
+        raise PreflightError(lacking)
     if missing := call.engine.check_files(decision.spec):
         raise ConfigError(missing)
     faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[launch.job.nodes[node].node])
@@ -45,15 +49,17 @@ def ready(call: Call, decision: Decision) -> RunDirectory:
     except BaseException as error:
         run = directory.read()
         if run:
-            directory.write(run, state="failed", exit_code=getattr(error, "exit_code", 1), reason=str(error))
+            code = int(getattr(error, "exit_code", ExitCode.INTERNAL))
+            directory.write(run, state="failed", ended=time.time(), exit_code=code, reason=str(error))
         directory.lock.release()
         raise
     return directory
 
 
 def environment(decision: Decision) -> dict[str, str]:
-    """Of the supervisor: the user's own, and the secrets that no file holds."""
-    return {**os.environ, **secrets(decision.launch, decision.launch.rendezvous.node or 0)}
+    """Of the supervisor: the user's own, the secrets that no file holds, and this host's way to the others."""
+    rendezvous = decision.launch.rendezvous
+    return {**find_interface(rendezvous), **os.environ, **secrets(decision.launch, rendezvous.node or 0)}
 
 
 def follow(call: Call, decision: Decision, directory: RunDirectory) -> tuple[Run, Progress]:
@@ -81,6 +87,9 @@ def summary(run: Run, progress: Progress, directory: RunDirectory) -> dict[str, 
         "state": run.state,
         "exit_code": run.exit_code,
         "reason": run.reason,
+        "notes": list(run.notes),
+        "start_step": run.start_step,
+        "nothing_left": run.nothing_left,
         "steps": last.get("step"),
         "first_loss": progress.first["loss"] if progress.first else None,
         "loss": last.get("loss"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -16,6 +17,7 @@ NODE_RANK_ENVS = ("NODE_RANK", "PET_NODE_RANK", "GROUP_RANK", "RANK")
 ADDRESS_ENVS = ("MASTER_ADDR", "PET_MASTER_ADDR")
 PORT_ENVS = ("MASTER_PORT", "PET_MASTER_PORT")
 LOOPBACK = "127.0.0.1"
+GLOO_INTERFACE_ENV = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,25 @@ def find_rendezvous(runner: Runner, hosts: Mapping[int, str], environ: Mapping[s
     address = runner.master_addr or next((environ[name] for name in ADDRESS_ENVS if environ.get(name)), hosts[nodes[0]])
     port = runner.master_port or _number(environ, PORT_ENVS) or DEFAULT_PORT
     return Rendezvous(len(hosts), position, address, port)
+
+
+def find_interface(rendezvous: Rendezvous) -> dict[str, str]:
+    """The network by which this host reaches the others, for gloo: left alone it takes what the host's name says.
+
+    Empty where there is one host, or where it cannot be told.
+    """
+    if rendezvous.num_nodes == 1:
+        return {}
+    with suppress(OSError):
+        family, kind, protocol, _, where = socket.getaddrinfo(rendezvous.address, rendezvous.port or 1,
+                                                              type=socket.SOCK_DGRAM)[0]  # fmt: skip
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(where)  # sends nothing
+            own = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if own in {address.address for address in addresses}:
+                return {GLOO_INTERFACE_ENV: name}
+    return {}
 
 
 def _number(environ: Mapping[str, str], names: Sequence[str]) -> int | None:

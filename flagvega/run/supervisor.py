@@ -24,8 +24,9 @@ STOP_CODES = {
     signal.SIGHUP: ExitCode.TERMINATED,
     signal.SIGINT: ExitCode.INTERRUPTED,
 }
-QUIET_EVENTS = ("start", "ready", "stopped")
+QUIET_EVENTS = ("start", "stopped")
 """Events of ranks that are no news to a user."""
+OUT_OF_MEMORY = "give that chip fewer layers, or all a smaller micro_batch_size, or recompute activations"
 
 
 class Supervisor:
@@ -120,6 +121,8 @@ class Supervisor:
                     self.exits[rank] = event
                 elif event["event"] == "checkpoint":
                     self.newest_checkpoint = event
+                elif event["event"] == "ready":
+                    self._begin(event)
                 elif event["event"] not in QUIET_EVENTS:
                     self._relay(rank, event)
 
@@ -127,7 +130,21 @@ class Supervisor:
         """Tell the user, once for all ranks, what one found worth telling."""
         if event["event"] not in self.relayed:
             self.relayed.add(event["event"])
-            self.say(f"rank {rank}: {event['event'].replace('_', ' ')}: {event.get('reason', '')}")
+            note = f"{event['event'].replace('_', ' ')}: {event.get('reason', '')} (seen by {self._name(rank)})"
+            self.run = self.directory.write(self.run, notes=(*self.run.notes, note))
+            self.say(note)
+
+    def _begin(self, event: dict[str, Any]) -> None:
+        """Tell the user, once for all ranks, where the run goes on."""
+        step, done = event.get("step", 0), event.get("done", False)
+        if step and step != self.run.start_step:
+            self.run = self.directory.write(self.run, start_step=step, nothing_left=done)
+            self.say(f"found the checkpoint of step {step}: " + ("nothing is left to train" if done else "going on"))
+
+    def _name(self, rank: int) -> str:
+        """A rank with its chip, where that is known."""
+        chips = self.run.watch.get("chips", ())
+        return f"rank {rank} ({chips[rank]})" if rank < len(chips) else f"rank {rank}"
 
     def _judge(self, agent_code: int) -> Verdict:
         verdict = judge(self.exits)
@@ -151,7 +168,10 @@ class Supervisor:
             return Verdict(ExitCode.INTERNAL, reason, last_words(agent_log))
         log = self.directory.log_file(self.run.host, culprit)
         code = failures(text, self.run.ranks).get(culprit, int(ExitCode.INTERNAL))
-        return Verdict(ExitCode.INTERNAL, f"rank {culprit} {describe_death(code)}; its log: {log}", last_words(log))
+        told = (self.exits[culprit] or {}).get("reason", "")
+        how = f"{describe_death(code)}: {told}" if told else describe_death(code)
+        hint = f"\n{OUT_OF_MEMORY}" if "OutOfMemoryError" in told else ""
+        return Verdict(ExitCode.INTERNAL, f"{self._name(culprit)} {how}; its log: {log}{hint}", last_words(log))
 
     def _end(self, verdict: Verdict) -> Run:
         if (script := self.directory.root / AFTER_STOP_SCRIPT).exists():

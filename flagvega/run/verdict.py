@@ -16,7 +16,9 @@ SAVED = {ExitCode.DONE, ExitCode.TERMINATED, ExitCode.INTERRUPTED}
 TAIL_LINES = 15
 TRACEBACK_LINES = 40
 
-_FAILURE = re.compile(r"\(local_rank: (\d+)\)\s+exitcode\s*:\s*(-?\d+)")
+_FAILURE = re.compile(r"\(local_rank: (\d+)\)\s+exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)")
+_FORCED = re.compile(r"Unable to shutdown process (\d+) via")
+_PREFIX = re.compile(r"^\[rank\d+\]: ?")
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ def find_culprit(agent_log: str, ranks: Sequence[int], exits: Mapping[int, dict[
     One that was killed, else the one that first told of an exception, else the first that torchrun lists.
     """
     codes = failures(agent_log, ranks)
-    # torchrun ends with SIGTERM what is left when one has failed: no culprit's death.
-    own = {rank: code for rank, code in codes.items() if -code != signal.SIGTERM}
+    # torchrun ends what is left when one has failed, with SIGTERM, then by force: no culprit's death.
+    forced = {ranks[int(local)] for local, _, pid in _FAILURE.findall(agent_log) if pid in _FORCED.findall(agent_log)}
+    own = {rank: code for rank, code in codes.items() if -code != signal.SIGTERM and rank not in forced}
     killed = [rank for rank, code in own.items() if code < 0]
     told = {rank: event["time"] for rank, event in exits.items() if event and event["code"] == ExitCode.INTERNAL}
     return next(iter([*killed, *sorted(told, key=lambda rank: told[rank]), *own, *codes]), None)
@@ -60,7 +63,7 @@ def find_culprit(agent_log: str, ranks: Sequence[int], exits: Mapping[int, dict[
 
 def failures(agent_log: str, ranks: Sequence[int]) -> dict[int, int]:
     """Exit codes of the ranks that torchrun lists as failed."""
-    return {ranks[int(local)]: int(code) for local, code in _FAILURE.findall(agent_log)}
+    return {ranks[int(local)]: int(code) for local, code, _ in _FAILURE.findall(agent_log)}
 
 
 def describe_death(code: int) -> str:
@@ -78,10 +81,17 @@ def last_words(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return ""
-    start = _last_traceback(lines)
-    return "\n".join(lines[start : start + TRACEBACK_LINES] if start is not None else lines[-TAIL_LINES:])
+    return "\n".join(_last_traceback([_PREFIX.sub("", line) for line in lines]) or lines[-TAIL_LINES:])
 
 
-def _last_traceback(lines: Sequence[str]) -> int | None:
-    starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
-    return starts[-1] if starts else None
+def _last_traceback(lines: Sequence[str]) -> list[str]:
+    """From its head to the exception, whose message it never loses: of a long one the middle is left out."""
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if not starts:
+        return []
+    start = starts[-1]
+    end = next((i for i in range(start + 1, len(lines)) if not lines[i].startswith(" ")), len(lines) - 1)
+    found, message = list(lines[start : end + 1]), list(lines[end + 1 : end + 1 + TAIL_LINES])
+    if len(found) > TRACEBACK_LINES:
+        found = [found[0], "  ...", *found[-TRACEBACK_LINES:]]
+    return found + message

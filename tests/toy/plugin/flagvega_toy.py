@@ -37,6 +37,10 @@ class ToyEngine:
         """Anything goes."""
         return ()
 
+    def check_host(self) -> Sequence[Fault]:
+        """Nothing is needed."""
+        return ()
+
     def check_files(self, spec: Spec) -> Sequence[Fault]:
         """Nothing is read."""
         return ()

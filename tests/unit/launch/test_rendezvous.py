@@ -8,7 +8,7 @@ import pytest
 
 from flagvega.config.spec import Runner
 from flagvega.errors import ConfigError
-from flagvega.launch.rendezvous import Rendezvous, find_rendezvous
+from flagvega.launch.rendezvous import Rendezvous, find_interface, find_rendezvous
 
 HOSTS = {0: "one", 1: "two"}
 
@@ -50,3 +50,9 @@ def test_hosts_that_the_plan_leaves_out_keep_their_numbers() -> None:
     assert find_rendezvous(Runner(node_rank=3), hosts, {}) == Rendezvous(2, 1, "two", 29500)
     with pytest.raises(ConfigError, match=r"it uses 1 \(two\), 3 \(four\)"):
         find_rendezvous(Runner(node_rank=0), hosts, {})
+
+
+def test_the_interface_that_leads_to_the_others_is_found() -> None:
+    assert find_interface(Rendezvous(2, 1, "127.0.0.1", 1)) == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert find_interface(Rendezvous(2, 1, "no-such-host.invalid", 1)) == {}
+    assert find_interface(Rendezvous()) == {}

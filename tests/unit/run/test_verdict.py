@@ -60,6 +60,8 @@ def test_the_culprit_is_the_first_that_told_of_an_exception() -> None:
 
 
 def test_a_rank_that_torchrun_ended_is_no_culprit() -> None:
+    forced = "W1120 api.py:1047] Unable to shutdown process 14287 via 15, forcefully exiting via 9\n"
+    assert find_culprit(forced + AGENT_LOG.format(first=-9, second=1), (0, 1, 2), {}) == 2
     assert find_culprit(AGENT_LOG.format(first=-15, second=3), (0, 1, 2), {}) == 2
     assert find_culprit("nothing", (0,), {0: None}) is None
 
@@ -68,6 +70,9 @@ def test_the_last_traceback_of_a_log_is_shown_else_its_end(tmp_path: Path) -> No
     log = tmp_path / "log"
     log.write_text("a\nTraceback (most recent call last)\nold\nTraceback (most recent call last)\nValueError: new\n")
     assert last_words(log) == "Traceback (most recent call last)\nValueError: new"
+    frames = "\n".join(f"[rank2]:   frame {i}" for i in range(100))
+    log.write_text(f"[rank2]: Traceback (most recent call last):\n{frames}\n[rank2]: OutOfMemoryError: 3 GiB\nwanted\n")
+    assert last_words(log).splitlines()[-3:] == ["  frame 99", "OutOfMemoryError: 3 GiB", "wanted"]
     log.write_text("\n".join(map(str, range(100))))
     assert last_words(log).splitlines()[-1] == "99"
     assert last_words(tmp_path / "none") == ""
