@@ -83,6 +83,9 @@ class Call:
         """The run directory, absolute: the option, else that of the experiment, however wrong the rest of it is."""
         if given := self.command.options.get("run_dir"):
             return Path(os.path.abspath(given))
+        if self.command.config_path is None:
+            fix = "give run_dir=FOLDER, or --config-path and --config-name"
+            raise ConfigError(Fault("which run?", "command line", fix))
         return find_exp_dir(self.draft)
 
     def flag(self, name: str, default: bool = False) -> bool:

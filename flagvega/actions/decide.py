@@ -74,6 +74,7 @@ def watch_facts(decision: Decision) -> dict[str, Any]:
         "total_steps": _total_steps(arguments),
         "flops_per_token": (settings.get("report") or {}).get("flops_per_token"),
         "peak_flops": _peak_flops(decision.plan, arguments),
+        "chips": [place.mesh.chip for place in places(decision.plan)],
     }
 
 

@@ -12,6 +12,8 @@ from flagvega.report.progress import duration
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.prepare import start_detached
 
+GO_ON = "raise train_iters (or train_samples) to go on, or give another experiment.exp_dir to begin anew"
+
 
 def act(call: Call) -> Answer:
     """Run it; the exit code is the job's."""
@@ -41,6 +43,9 @@ def _ended(run: Run, facts: Mapping[str, Any]) -> tuple[str, ...]:
         mfu = f", MFU {facts['mfu']:.1%}" if facts["mfu"] else ""
         loss = f"loss {facts['first_loss']:.4f} -> {facts['loss']:.4f}"
         lines.append(f"step {facts['steps']}, {loss}, {facts['tokens_per_s']:,.0f} tokens/s{mfu}")
+    if run.nothing_left:
+        lines.append(f"it was finished already, at step {run.start_step}: {GO_ON}")
+    lines += run.notes
     return (*lines, *_listed({name: line for name, line in facts["next"].items() if name != "stop"}))
 
 

@@ -40,6 +40,8 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
         "ended": run.ended,
         "exit_code": run.exit_code,
         "reason": run.reason,
+        "notes": list(run.notes),
+        "start_step": run.start_step,
         "last": progress.last,
         "shown": progress.fields(),
     }
@@ -60,6 +62,7 @@ def _table(report: Mapping[str, Any]) -> Table:
     }
     rows |= {"reason": report["reason"]} if report["reason"] else {}
     rows |= report["shown"]
+    rows |= {"note": "\n".join(report["notes"])} if report["notes"] else {}
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from flagvega.actions.decide import decide
 from flagvega.actions.follow import follow, ready, summary
 from flagvega.config.spec import Spec
 from flagvega.errors import ExitCode
+from flagvega.run.directory import RunDirectory
 
 NUM_STEPS = 5
 MAX_GROWTH = 1.1
@@ -19,17 +21,24 @@ MAX_GROWTH = 1.1
 
 
 def act(call: Call) -> Answer:
-    """Train a few steps in ``<exp_dir>/test``, without saving, and look at what came out."""
+    """Train a few steps in ``<exp_dir>/test``, always from the start, save once, and look at what came out."""
     num_steps = call.number("steps", NUM_STEPS)
     decision = decide(call, _shorten(call.spec, num_steps))
     directory = ready(call, decision)
+    _drop_checkpoints(directory)
     lines = directory.metrics()
     run, progress = follow(call, decision, directory)
+    _drop_checkpoints(directory)
     faults = [run.reason] if run.exit_code else judge_steps(lines.read())
     document = summary(run, progress, directory) | {"passed": not faults, "faults": faults}
     if not faults:
         return Answer(document, (f"passed: {document['steps']} steps, loss {document['loss']:.4f}",))
     return Answer(document, ("failed:", *faults), run.exit_code or int(ExitCode.INTERNAL))
+
+
+def _drop_checkpoints(directory: RunDirectory) -> None:
+    """Those of the test: the next one must not go on from them."""
+    shutil.rmtree(directory.root / "checkpoints", ignore_errors=True)
 
 
 def judge_steps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -40,7 +49,7 @@ def judge_steps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"step {row['step']}: {name.replace('_', ' ')} is {row[name]}"
         for row in rows
         for name in ("loss", "grad_norm")
-        if not math.isfinite(row[name])
+        if row[name] is not None and not math.isfinite(row[name])
     ]
     first, last = rows[0]["loss"], rows[-1]["loss"]
     if last > MAX_GROWTH * first:
@@ -49,6 +58,6 @@ def judge_steps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shorten(spec: Spec, num_steps: int) -> Spec:
-    """The same training, left after a few steps: schedules stay as they are, nothing is saved."""
+    """The same training, left after a few steps: schedules stay as they are."""
     short = {"exit_interval": num_steps, "log_interval": 1, "save": None, "save_interval": None, "eval_interval": None}
     return replace(spec, exp_dir=spec.exp_dir / "test", arguments={**spec.arguments, **short})

@@ -36,5 +36,6 @@ def torchrun_argv(node: int, num_ranks: int, rendezvous: Rendezvous, log_dir: st
         "--max-restarts=0",
         f"--log-dir={log_dir}",
         "--no-python",
+        "--",  # else torchrun takes the program's own arguments for its own, where they begin alike
         *program,
     ]

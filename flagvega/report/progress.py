@@ -60,7 +60,7 @@ class Progress:
         found = {
             "step": f"{row['step']}/{total}" if total else str(row["step"]),
             "loss": f"{row['loss']:.4f}",
-            "grad norm": f"{row['grad_norm']:.3f}",
+            "grad norm": "-" if row["grad_norm"] is None else f"{row['grad_norm']:.3f}",
             "lr": f"{row['lr']:.2e}",
             "tokens/s": f"{self.tokens_per_s:,.0f}",
         }

@@ -94,12 +94,12 @@ def judge(clock: Clock, cpu_share: float) -> str:
     """Why the timings do not count, or an empty string."""
     if cpu_share > MAX_CPU_SHARE:
         return (
-            f"timings are invalid: the ranks used {cpu_share:.0%} of this host's {num_cores()} cores, more than "
+            f"the ranks used {cpu_share:.0%} of this host's {num_cores()} cores, more than "
             f"{MAX_CPU_SHARE:.0%}, so they waited for the CPU and not for their chips; use fewer ranks or more cores"
         )
     if clock.overrun_s > MAX_OVERRUN_SHARE * clock.chip_s:
         return (
-            f"timings are invalid: {clock.num_overruns} pieces of work took this host {clock.overrun_s:.1f} s longer "
+            f"{clock.num_overruns} pieces of work took this host {clock.overrun_s:.1f} s longer "
             f"than the emulated chip, which was at work for {clock.chip_s:.1f} s"
         )
     return ""

@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--crash", type=int, default=-1, help="rank that raises at step 2")
     parser.add_argument("--crash-saving", type=int, default=-1, help="rank that raises when asked to stop")
     parser.add_argument("--deaf", action="store_true", help="ignore requests to stop")
+    parser.add_argument("--start", type=int, default=0, help="step of the checkpoint that it goes on from")
+    parser.add_argument("--note", default="", help="what every rank finds worth telling")
     parser.add_argument("--loss", default="falling")
     parser.add_argument("--echo", nargs="*", help="words to write down as they arrive")
     arguments = parser.parse_args()
@@ -38,8 +40,10 @@ def main() -> int:
     peers = [root / "events" / f"rank-{peer}.jsonl" for peer in os.environ["FLAGVEGA_RANKS"].split()]
     while not all(peer.exists() for peer in peers):
         time.sleep(0.01)
-    tell("ready")
-    for step in range(1, arguments.steps + 1):
+    tell("ready", step=arguments.start, done=arguments.start >= arguments.steps)
+    if arguments.note:
+        tell("toy_trouble", reason=arguments.note)
+    for step in range(arguments.start + 1, arguments.steps + 1):
         time.sleep(arguments.step_s)
         if rank == arguments.crash and step == 2:
             raise RuntimeError("the toy breaks")

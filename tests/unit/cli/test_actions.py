@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +88,13 @@ def test_test_takes_a_few_steps_beside_the_run_and_fails_when_the_loss_grows(con
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+def test_a_test_never_goes_on_from_the_one_before(conf: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out" / "test" / "checkpoints" / "iter_0000003"
+    left.mkdir(parents=True)
+    assert call(conf, "action=test", "steps=3").returncode == 0
+    assert not left.parent.exists()
+
+
 def test_a_test_passes_when_all_is_finite_and_nothing_grows() -> None:
     good = [{"step": step, "loss": 5.0 / step, "grad_norm": 1.0} for step in (1, 2, 3)]
     assert judge_steps(good) == []
@@ -94,6 +103,7 @@ def test_a_test_passes_when_all_is_finite_and_nothing_grows() -> None:
         "step 4: loss is nan",
         "step 4: grad norm is inf",
     ]
+    assert judge_steps([*good, {"step": 4, "loss": 1.0, "grad_norm": None}]) == []
 
 
 def test_a_run_that_dies_shows_the_exception_and_where_the_log_is(conf: Path) -> None:
@@ -101,6 +111,38 @@ def test_a_run_that_dies_shows_the_exception_and_where_the_log_is(conf: Path) ->
     assert done.returncode == 1
     assert "RuntimeError: the toy breaks" in done.stderr
     assert "rank-1.log" in done.stdout
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(conf: Path) -> None:
+    done = call(conf, "train.system.words=[--start,5]")
+    assert done.returncode == 0, done.stderr
+    assert "it was finished already, at step 5: raise train_iters" in done.stdout
+
+
+def test_a_run_that_goes_on_says_from_where_and_troubles_are_told_once_and_again_at_the_end(
+    conf: Path, tmp_path: Path
+) -> None:
+    done = call(conf, "train.system.words=[--start,3,--note,too busy]")
+    assert "found the checkpoint of step 3: going on" in done.stderr
+    for text in (done.stderr, done.stdout, call(None, "action=status", f"run_dir={tmp_path}/out").stdout):
+        assert text.count("toy trouble: too busy (seen by rank ") == 1
+    document = json.loads(call(conf, "output=json", "train.system.words=[--start,3,--note,too busy]").stdout)
+    assert (document["start_step"], len(document["notes"])) == (3, 1)
+
+
+def test_without_a_configuration_or_a_folder_status_asks_which_run(tmp_path: Path) -> None:
+    done = call(None, "action=status")
+    assert done.returncode == 2
+    assert "give run_dir=FOLDER" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="no `script` here to make a terminal")
+def test_a_plan_loses_no_word_on_a_narrow_terminal(conf: Path) -> None:
+    command = shlex.join(argv(conf, "action=dryrun", "construct=false"))
+    typescript = ["script", "-qec", f"stty cols 50; {command}", "/dev/null"]
+    shown = subprocess.run(typescript, env=environment(), capture_output=True, text=True, check=True).stdout
+    assert "in flight" in call(conf, "action=dryrun", "construct=false").stdout
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
 
 
 @pytest.mark.parametrize("words", [["action=dryrn"], ["steps"], ["action=logs", "lines=few"], ["output=xml"]])

@@ -36,6 +36,8 @@ def test_what_is_unknown_is_not_shown() -> None:
     assert progress.fields() == {}
     progress.add(row(1))
     assert set(progress.fields()) == {"step", "loss", "grad norm", "lr", "tokens/s"}
+    progress.add(row(2, grad_norm=None))
+    assert progress.fields()["grad norm"] == "-"
 
 
 def test_without_a_terminal_lines_are_plain_and_the_last_step_is_never_left_out(tmp_path: Path) -> None:
