@@ -12,7 +12,7 @@ import psutil
 from flagvega.cluster.nodes import Node
 from flagvega.errors import Fault
 from flagvega.launch.rendezvous import Rendezvous
-from flagvega.platform import find_chip, platforms
+from flagvega.platform import detect_devices, find_chip, platforms
 
 
 def check_port(rendezvous: Rendezvous) -> list[Fault]:
@@ -45,9 +45,13 @@ def check_devices(node: Node) -> list[Fault]:
         elif platform.visible_devices_env:
             here = sum(device.chip == chip.name for device in platform.detect())
             if here < wanted:
-                fix = "action=env shows what is here; cluster.nodes or the hostfile says what is wanted"
+                fix = f"here: {_chips_here()}; cluster.nodes or the hostfile says what is wanted"
                 faults.append(Fault(f"{wanted} x {chip.name} wanted, {here} found", node.host, fix))
     return faults
+
+
+def _chips_here() -> str:
+    return ", ".join(f"{count} x {chip}" for chip, count in Counter(each.chip for each in detect_devices()).items())
 
 
 def _family(address: str) -> socket.AddressFamily:

@@ -25,18 +25,31 @@ def cluster_table(cluster: Cluster) -> Table:
 def plan_table(plan: Plan) -> Table:
     """A row for each stage."""
     table = Table(title=f"plan: {_summary(plan)}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("stage", "layers", "chip", "devices", "degrees", "mbs", "in flight", "recompute", "next"):
-        table.add_column(name)
-    for stage in plan.stages:
-        replica = stage.replicas[0]
-        mesh = plan.meshes[replica.mesh]
-        boundary = plan.boundaries[stage.id] if stage.id < len(plan.boundaries) else None
-        table.add_row(
-            *(str(stage.id), _layers(plan, stage.id), mesh.chip, _devices(stage_places(plan, stage.id))),
-            *(_degrees(mesh, replica), str(replica.micro_batch_size), str(stage.in_flight)),
-            *(_recompute(stage), _boundary(boundary)),
-        )
+    rows = [_stage_cells(plan, stage) for stage in plan.stages]
+    for name in rows[0]:
+        if name not in ("recompute", "next") or any(row[name] for row in rows):
+            # Where a terminal is too narrow, words go on in the next line and none is lost.
+            table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[str(column.header)] for column in table.columns))
     return table
+
+
+def _stage_cells(plan: Plan, stage: Stage) -> dict[str, str]:
+    replica = stage.replicas[0]
+    mesh = plan.meshes[replica.mesh]
+    boundary = plan.boundaries[stage.id] if stage.id < len(plan.boundaries) else None
+    return {
+        "stage": str(stage.id),
+        "layers": _layers(plan, stage.id),
+        "chip": mesh.chip,
+        "devices": _devices(stage_places(plan, stage.id)),
+        "degrees": _degrees(mesh, replica),
+        "mbs": str(replica.micro_batch_size),
+        "in flight": str(stage.in_flight),
+        "recompute": _recompute(stage),
+        "next": _boundary(boundary),
+    }
 
 
 def _degrees(mesh: Mesh, replica: Replica) -> str:
@@ -79,7 +92,7 @@ def _recompute(stage: Stage) -> str:
             continue
         method = f" {part.method} {part.num_layers}" if part.method else ""
         words.append(part.granularity + method + (f" until micro-batch {part.until}" if part.until is not None else ""))
-    return "; ".join(words) or "none"
+    return "; ".join(words)
 
 
 def _boundary(boundary: Boundary | None) -> str:

@@ -89,4 +89,5 @@ def _make_folders(root: Path, logs: Path) -> None:
         for path in (*(root / name for name in FOLDERS), logs):
             path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PreflightError(Fault(f"cannot be written: {error.strerror}", where=str(root))) from error
+        fix = "give another experiment.exp_dir"
+        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(root), fix)) from error
