@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def shown(page: str) -> list[Shown]:
 
 
 def run_all(commands: list[str], folder: Path) -> list[tuple[str, int]]:
-    """Output and exit code of each command, all typed into one shell where .venv is active and names this folder."""
-    env = os.environ | {"PYTHONPATH": str(folder), "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}"}
+    """Output and exit code of each command, all typed into one shell where this environment is active, but for the code."""
+    env = os.environ | {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = "".join(f'{command}\nlast=$?; printf "{MARK}%s{MARK}" $last; (exit $last)\n' for command in commands)
     done = subprocess.run(
         ["bash"], input=script, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -58,6 +59,15 @@ def missing_lines(lines: list[str], output: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_has_commands(page: str) -> None:
     assert shown(page)
+
+
+def test_the_dryruns_of_the_readme_print_what_it_shows(tmp_path: Path) -> None:
+    copy_project(tmp_path)
+    dryruns = [each for each in shown("README.md") if "action=dryrun" in each.command]
+    results = run_all([each.command for each in dryruns], tmp_path)
+    for each, (output, _) in zip(dryruns, results, strict=True):
+        assert each.lines, each.command
+        assert missing_lines(each.lines, output) == [], f"$ {each.command}\n{output}"
 
 
 @pytest.mark.slow
