@@ -40,7 +40,7 @@ def shown(page: str) -> list[Shown]:
 
 
 def run_all(commands: list[str], folder: Path) -> list[tuple[str, int]]:
-    """Output and exit code of each command, all typed into one shell where this environment is active, but for the code."""
+    """Output and exit code of each command, all typed into one shell, with the code of that folder."""
     env = os.environ | {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = "".join(f'{command}\nlast=$?; printf "{MARK}%s{MARK}" $last; (exit $last)\n' for command in commands)
     done = subprocess.run(
