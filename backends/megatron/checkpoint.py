@@ -24,6 +24,22 @@ from flagvega.records import read_json, verify_manifest, write_json, write_manif
 
 STATE = "state.json"
 SCHEMA = 1
+MODEL_KEYS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "num_experts",
+    "normalization",
+    "swiglu",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "position_embedding_type",
+)
+"""Arguments that decide which tensors a model has."""
 
 
 @dataclass
@@ -195,21 +211,26 @@ def _describe(trainer: Trainer, position: Position, names: tuple[str, ...]) -> d
         },
         "scaler": _describe_scaler(trainer.optimizer),
         "plan": plan_hash(trainer.plan),
-        "padded_vocab_size": trainer.plan.batch.padded_vocab_size,
-        "num_layers": trainer.plan.num_layers,
+        "model": _describe_model(trainer),
     }
 
 
+def _describe_model(trainer: Trainer) -> dict[str, Any]:
+    """What decides the names and shapes of the tensors."""
+    model = {key: trainer.arguments[key] for key in MODEL_KEYS}
+    return {**model, "padded_vocab_size": trainer.plan.batch.padded_vocab_size, "tied": trainer.plan.tied_embeddings}
+
+
 def _check(state: Mapping[str, Any], trainer: Trainer, path: Path) -> None:
-    wanted = {"num_layers": trainer.plan.num_layers, "padded_vocab_size": trainer.plan.batch.padded_vocab_size}
+    saved = state["model"]
     faults = [
         Fault(
-            f"the checkpoint has {name} {state[name]}, this run {value}",
+            f"the checkpoint's model has {name} {saved[name]}, this run's {value}",
             str(path),
-            f"give the model {name} {state[name]}",
+            "give both the same model",
         )
-        for name, value in wanted.items()
-        if state[name] != value
+        for name, value in _describe_model(trainer).items()
+        if saved[name] != value
     ]
     if faults:
         raise VerdictError(faults)
