@@ -1,10 +1,15 @@
-"""``python -P -m flagvega.run <run directory> <node>``: the supervisor of a detached run."""
+"""``python flagvega/run/__main__.py <run directory> <node>``: the supervisor of a detached run.
+
+Started by its path, so that it is of the flagvega that started it, installed or not.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagvega.run.directory import RunDirectory
 from flagvega.run.supervisor import Supervisor

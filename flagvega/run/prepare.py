@@ -48,7 +48,8 @@ def prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[
 
 def start_detached(directory: RunDirectory, environ: Mapping[str, str]) -> Run:
     """Start the supervisor as a process of its own, and return once it has started the ranks."""
-    argv = [sys.executable, "-P", "-m", "flagvega.run", str(directory.root), str(directory.node)]
+    program = Path(__file__).with_name("__main__.py")
+    argv = [sys.executable, str(program), str(directory.root), str(directory.node)]
     with directory.supervisor_log.open("wb") as log:
         process = subprocess.Popen(
             argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
