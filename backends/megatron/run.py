@@ -9,13 +9,14 @@ from typing import Any
 import torch.distributed as dist
 
 from backends.megatron import repairs
-from backends.megatron.checkpoint import Checkpoints, find_newest, load
+from backends.megatron.checkpoint import find_newest, load
 from backends.megatron.data import build_datasets
 from backends.megatron.events import Events, Metrics
 from backends.megatron.groups import build_groups
 from backends.megatron.loop import Datasets, StopRequest, train
 from backends.megatron.progress import Extent, Position, read_extent
 from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
+from backends.megatron.shared import open_checkpoints
 from backends.megatron.trainer import Trainer
 from backends.megatron.vocabulary import padded_vocab_size, read_vocabulary
 from flagvega.layout.plan import Plan
@@ -34,13 +35,15 @@ def run(settings: Settings, me: Place, events: Events) -> int:
     groups = build_groups(plan, me, mesh_backends(plan))
     seed_everything(arguments, me)
     extent, position = read_extent(arguments), Position()
+    required = bool(arguments["save_interval"])
+    checkpoints = open_checkpoints(_directory(settings), plan, events, arguments["keep_last"], required)
     source = _find_source(settings, events)
     read = _open_weights(source, arguments)
     trainer = Trainer(arguments, plan, me, groups, device, torch_device, extent, read)
     if source is not None and read is None:
         load(trainer, source, position, weights_only=_is_foreign(settings, source) and arguments["finetune"])
+    checkpoints.saved_step = position.step
     datasets = _open_datasets(settings, trainer, extent)
-    checkpoints = Checkpoints(_directory(settings), events, arguments["keep_last"], position.step)
     metrics = Metrics(settings.run_dir, arguments, settings.name) if me.rank == 0 else None
     done = extent.is_done(position.step, position.consumed_samples)
     events.tell("ready", step=position.step, done=done, device=str(torch_device))

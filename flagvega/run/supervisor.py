@@ -168,7 +168,7 @@ class Supervisor:
             return Verdict(ExitCode.INTERNAL, reason, last_words(agent_log))
         log = self.directory.log_file(self.run.host, culprit)
         code = failures(text, self.run.ranks).get(culprit, int(ExitCode.INTERNAL))
-        told = (self.exits[culprit] or {}).get("reason", "")
+        told = (self.exits[culprit] or {}).get("reason", "").partition("\n")[0]
         how = f"{describe_death(code)}: {told}" if told else describe_death(code)
         hint = f"\n{OUT_OF_MEMORY}" if "OutOfMemoryError" in told else ""
         return Verdict(ExitCode.INTERNAL, f"{self._name(culprit)} {how}; its log: {log}{hint}", last_words(log))

@@ -13,6 +13,8 @@ from flagvega.errors import ExitCode
 
 SAVED = {ExitCode.DONE, ExitCode.TERMINATED, ExitCode.INTERRUPTED}
 """Words of ranks that left in order."""
+SPOKEN = (ExitCode.DO_NOT_RESTART, ExitCode.CONFIG, ExitCode.NO_PLAN, ExitCode.PREFLIGHT, ExitCode.TRANSIENT)
+"""Words of which one rank's is enough, the gravest first."""
 TAIL_LINES = 15
 TRACEBACK_LINES = 40
 
@@ -33,11 +35,11 @@ class Verdict:
 def judge(exits: Mapping[int, dict[str, Any] | None]) -> Verdict | None:
     """The verdict of the ranks' last words (None: it said nothing); None when together they give none.
 
-    One rank's word is enough to forbid a restart, or to ask for one; that all is well, or saved, is
-    true only when every rank says so.
+    One rank's word is enough to forbid a restart, to refuse what it finds, or to ask for a restart;
+    that all is well, or saved, is true only when every rank says so.
     """
     words = [event for event in exits.values() if event]
-    for code in (ExitCode.DO_NOT_RESTART, ExitCode.TRANSIENT):
+    for code in SPOKEN:
         for event in words:
             if event["code"] == code:
                 return Verdict(code, str(event.get("reason", "")))

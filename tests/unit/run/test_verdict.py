@@ -36,6 +36,8 @@ def say(code: int, time: float = 0.0, reason: str = "") -> dict[str, Any]:
         ([75, None], 75),
         ([75, 93], 93),
         ([143, 93], 93),
+        ([4, None], 4),
+        ([75, 4], 4),
         ([143, None], None),
         ([0, None], None),
         ([1, 0], None),
