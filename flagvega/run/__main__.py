@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagvega.run.directory import RunDirectory
 from flagvega.run.supervisor import Supervisor
