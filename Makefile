@@ -10,7 +10,7 @@ help:
 	@echo "make test       the tests (about ten minutes on two cores)"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff, mypy, import-linter, bandit"
-	@echo "make bench      start-up time, and overhead over a bare megatron-core loop"
+	@echo "make bench      start-up, overhead over a bare megatron-core loop, what hides a slow link"
 	@echo "make fuzz       random layouts against the one-process run, for HOURS=1"
 	@echo "make docs       write the generated pages of docs/ anew"
 	@echo "make clean      remove what builds and runs left behind (not .venv)"
@@ -39,6 +39,7 @@ lint: venv
 bench: venv
 	$(PYTHON) tools/bench/startup.py
 	$(PYTHON) tools/bench/train_overhead.py
+	$(PYTHON) tools/bench/bridge_overlap.py
 
 fuzz: venv
 	$(PYTHON) tools/fuzz_layouts.py --hours $(HOURS)
