@@ -14,11 +14,13 @@ from tests.rank.layouts import STEPS
 
 HALF = STEPS // 2
 GATHER = "distopt=true overlap_grad_reduce=true overlap_param_gather=true"
+SCHEDULE = "lr_decay_style=cosine lr_warmup_iters=3 min_lr=1e-5"
+SCALED = "llama dp2 | tp2 fp16=true initial_loss_scale=2048 hysteresis=1 min_loss_scale=1 loss_scale_window=2"
 CONTINUED = {
     "gpt dp2 | tp2": ("gpt", "gpt tp2 sp pp2 distopt=true", "gpt dp3 | tp4 distopt=true", "gpt cp2 | dp1"),
     "gpt tp2 dp2 | dp3 distopt=true": ("gpt dp3 | tp2", "gpt dp2 distopt=true"),
     "llama pp2 vpp=2 micro=2": ("llama dp2 | tp2 | dp1 split=[0,3,1] distopt=true",),
-    "llama dp2 | tp2 | dp1 split=[1,0,3]": ("llama pp2 vpp=2 micro=2",),
+    f"llama dp2 | tp2 | dp1 split=[1,0,3] {SCHEDULE}": (f"llama pp2 vpp=2 micro=2 {SCHEDULE}",),
     "moe ep2 dp2 | tp2 ep2 etp1 sp": ("moe tp2 etp2 sp distopt=true", "moe"),
     "llama tp2 | dp2 optimizer=sgd": ("llama dp2 optimizer=sgd",),
     f"llama dp3 | tp2 sp {GATHER}": ("llama cp2 tp2", f"llama dp2 {GATHER}"),
@@ -60,12 +62,27 @@ def test_saving_changes_nothing(gate: Gate, line: str) -> None:
     assert deviation(curve(gate.run(line, save_interval=3)), gate.reference(line)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("saved", "line"), [("llama", "llama distopt=true"), ("llama dp2 distopt=true", "llama dp2")])
-def test_bf16_goes_on_from_its_master_weights(gate: Gate, tmp_path: Path, saved: str, line: str) -> None:
-    checkpoints = save_half(gate, tmp_path / "saved", f"{saved} bf16=true")
-    whole = curve(gate.run(f"{line} bf16=true", tmp_path / "whole"))
-    done = gate.run(f"{line} bf16=true", tmp_path / "continued", load=str(checkpoints))
-    assert deviation(curve(done), whole[HALF:]) < TOLERANCE
+@pytest.mark.parametrize(
+    ("saved", "line"),
+    [
+        ("llama bf16=true", "llama bf16=true distopt=true"),
+        (f"llama dp2 | tp2 bf16=true {GATHER}", "llama dp2 | tp2 bf16=true"),
+        (SCALED, SCALED),
+    ],
+)
+def test_half_precision_goes_on_from_its_master_weights_and_loss_scale(
+    gate: Gate, tmp_path: Path, saved: str, line: str
+) -> None:
+    checkpoints = save_half(gate, tmp_path / "saved", saved)
+    whole = gate.run(line, tmp_path / "whole")
+    done = gate.run(line, tmp_path / "continued", load=str(checkpoints))
+    assert deviation(curve(done), curve(whole)[HALF:]) < TOLERANCE
+    assert scales(done) == scales(whole)[HALF:]
+
+
+def scales(done: Outcome) -> list[float | None]:
+    """The loss scale of every step."""
+    return [row.get("loss_scale") for row in done.rows]
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over_and_a_run_never_starts_from_zero(
