@@ -24,12 +24,21 @@ FOLDERS = ("job", "events", "logs")
 def prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[str, str]) -> RunDirectory:
     """Take the run directory and write all that the run reads; the lock is then this process's.
 
-    ``files`` are written beside those of the job. PreflightError when another run has the directory.
-    What a run that died here left behind is ended first.
+    ``files`` are written beside those of the job. PreflightError when another run has the directory, or
+    when it cannot be written. What a run that died here left behind is ended first.
     """
+    try:
+        return _prepare(launch, name, watch, files)
+    except OSError as error:
+        fix = "give another experiment.exp_dir"
+        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(launch.run_dir), fix)) from error
+
+
+def _prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[str, str]) -> RunDirectory:
     node = launch.rendezvous.node or 0
     directory = RunDirectory(launch.run_dir, node)
-    _make_folders(launch.run_dir, log_dir(launch.run_dir, launch.job.nodes[node].host))
+    for folder in (*(launch.run_dir / each for each in FOLDERS), log_dir(launch.run_dir, launch.job.nodes[node].host)):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = directory.lock.acquire()
     try:
         old = directory.read()
@@ -83,12 +92,3 @@ def _new_run(launch: Launch, name: str, directory: RunDirectory, watch: Mapping[
         watch=dict(watch),
         metrics_offset_bytes=metrics.stat().st_size if metrics.exists() else 0,
     )
-
-
-def _make_folders(root: Path, logs: Path) -> None:
-    try:
-        for path in (*(root / name for name in FOLDERS), logs):
-            path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fix = "give another experiment.exp_dir"
-        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(root), fix)) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from flagvega.errors import ExitCode
+from flagvega.errors import ExitCode, Fault, PreflightError
 from flagvega.records import write_json
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.processes import find_processes, kill_processes
@@ -25,6 +25,7 @@ def stop_run(directory: RunDirectory, force: bool, say: Callable[[str], None]) -
     """End a run and every process of it on this host.
 
     ``asked``: the run is another host's; it has been asked to stop through the shared directory.
+    PreflightError when it is another user's.
     """
     run = directory.read()
     if run is None or (run.finished and not find_processes(run.token)):
@@ -33,8 +34,21 @@ def stop_run(directory: RunDirectory, force: bool, say: Callable[[str], None]) -
         _ask(directory)
         say(f"the run is on {run.supervisor.host if run.supervisor else 'another host'}: asked its ranks to stop")
         return "asked"
+    check_ours(directory, run)
     asked = not force and _ask_and_wait(directory, run, say)
     return _make_sure(directory, run, asked)
+
+
+def check_ours(directory: RunDirectory, run: Run) -> None:
+    """PreflightError when this user may not signal the run's supervisor."""
+    try:
+        if run.supervisor and run.alive:
+            os.kill(run.supervisor.pid, 0)
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:
+        what, fix = "the run is another user's", "ask that user, or be root"
+        raise PreflightError(Fault(what, str(directory.root), fix)) from error
 
 
 def _ask_and_wait(directory: RunDirectory, run: Run, say: Callable[[str], None]) -> bool:

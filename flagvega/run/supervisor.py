@@ -60,6 +60,9 @@ class Supervisor:
             self._read_events()
             self.watch()
             return self._end(self._judge(code))
+        except BaseException:
+            kill_processes(self.run.token)  # a full disk, say, must not leave ranks that nobody watches
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import psutil
+import errno
+import os
+from pathlib import Path
 
-from flagvega.run.processes import is_alive
+import psutil
+import pytest
+
+from flagvega.run.prepare import prepare
+from flagvega.run.processes import find_processes, is_alive
+from flagvega.run.supervisor import Supervisor
 from tests.fault.conftest import Start, rank_process, read, supervisor, wait_for_end, wait_for_step, wait_until
+from tests.toy.job import toy_launch
 
 
 def test_a_run_that_ends_well_leaves_0_and_logs_of_each_rank(start: Start) -> None:
@@ -88,3 +96,16 @@ def test_ranks_that_do_not_listen_are_ended_when_the_grace_is_over(start: Start)
     run = wait_for_end(directory)
     assert "1 s have passed" in directory.supervisor_log.read_text()
     assert run.exit_code == 143
+
+
+def test_a_supervisor_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
+    directory = prepare(toy_launch(tmp_path / "run", "--steps", "100000"), "toy", {}, {})
+
+    def watch() -> None:
+        if directory.metrics_file.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        Supervisor(directory, say=lambda _: None, watch=watch).supervise(os.environ)
+    directory.lock.release()
+    assert not find_processes(read(directory).token)

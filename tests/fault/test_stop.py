@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
 from flagvega.errors import PreflightError
 from flagvega.run.processes import find_processes
-from flagvega.run.stop import stop_run
+from flagvega.run.stop import check_ours, stop_run
 from tests.fault.conftest import Start, read, supervisor, wait_for_end, wait_for_step
 
 
 def quiet(text: str) -> None:
     """Say nothing."""
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def test_stop_saves_and_leaves_nothing_and_a_second_stop_says_so(start: Start) -> None:
@@ -51,6 +63,16 @@ def test_a_run_that_never_was_is_already_stopped(start: Start) -> None:
     directory = start("--steps", "1")
     wait_for_end(directory)
     assert stop_run(directory, force=False, say=quiet) == "already stopped"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_run_of_another_user_is_not_called_stopped(start: Start) -> None:
+    directory = start("--steps", "100000")
+    wait_for_step(directory, 2)
+    run = read(directory)
+    with as_nobody(), pytest.raises(PreflightError, match="another user's"):
+        check_ours(directory, run)
+    stop_run(directory, force=True, say=quiet)
 
 
 def test_a_directory_in_use_is_refused_and_the_run_in_it_goes_on(start: Start) -> None:

@@ -85,3 +85,13 @@ def test_a_directory_that_cannot_be_written_is_a_fault_of_the_machine(tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(PreflightError, match="cannot be written"):
         prepare(toy_launch(tmp_path / "file" / "run"), "toy", {}, {})
+
+
+def test_what_cannot_be_written_is_refused_and_the_lock_given_back(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PreflightError, match="cannot be written: Not a directory"):
+        prepare(toy_launch(tmp_path / "file" / "run"), "toy", {}, {})
+    (tmp_path / "run" / "plan.json").mkdir(parents=True)
+    with pytest.raises(PreflightError, match="give another experiment.exp_dir"):
+        prepare(toy_launch(tmp_path / "run"), "toy", {}, {})
+    assert RunDirectory(tmp_path / "run").lock.owner() is None
