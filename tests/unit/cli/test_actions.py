@@ -126,8 +126,8 @@ def test_a_run_that_goes_on_says_from_where_and_troubles_are_told_once_and_again
     assert "found the checkpoint of step 3: going on" in done.stderr
     for text in (done.stderr, done.stdout, call(None, "action=status", f"run_dir={tmp_path}/out").stdout):
         assert text.count("toy trouble: too busy (seen by rank ") == 1
-    document = json.loads(call(conf, "output=json", "train.system.words=[--start,3,--note,too busy]").stdout)
-    assert (document["start_step"], len(document["notes"])) == (3, 1)
+    (status,) = json.loads(call(None, "action=status", f"run_dir={tmp_path}/out", "output=json").stdout)["runs"]
+    assert (status["start_step"], len(status["notes"])) == (3, 1)
 
 
 def test_without_a_configuration_or_a_folder_status_asks_which_run(tmp_path: Path) -> None:
