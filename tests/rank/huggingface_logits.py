@@ -29,7 +29,7 @@ from flagvega.layout.ranks import Place, places
 def main() -> None:
     folders = [Path(name) for name in sys.argv[1:]]
     me, plan = start()
-    device, torch_device = open_device(me)
+    device, torch_device = open_device(me, plan)
     join_world(me, plan, 1)
     repairs.mend()
     groups = build_groups(plan, me, mesh_backends(plan))
