@@ -12,6 +12,7 @@ from flagvega.errors import Fault
 from flagvega.layout.job import Job
 from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest
+from flagvega.model.workload import Offer, Workload
 from flagvega.registry import Registry
 
 
@@ -37,6 +38,15 @@ class Engine(Protocol):
 
     def request(self, spec: Spec) -> LayoutRequest:
         """The layout that the YAML gives by hand."""
+
+    def workload(self, spec: Spec) -> Workload:
+        """The work of a step, whatever the layout."""
+
+    def offer(self, spec: Spec) -> Offer:
+        """The work of a step and what of the layout is open, for `plan: auto`."""
+
+    def settle(self, spec: Spec, plan: Plan | None) -> Spec:
+        """The spec with what may be left to a planner: from the plan, or the least that can be before there is one."""
 
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
         """Why this mesh cannot run the spec's model, or None."""

@@ -13,6 +13,7 @@ from backends.megatron.fields import installed
 from backends.megatron.host import check_host
 from backends.megatron.job import make_job, source_path
 from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
+from backends.megatron.offer import read_offer, read_workload, settle
 from backends.megatron.request import read_request
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
@@ -21,6 +22,7 @@ from flagvega.errors import ConfigError, Fault
 from flagvega.layout.job import Job
 from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest
+from flagvega.model.workload import Offer, Workload
 
 
 class MegatronEngine:
@@ -53,6 +55,20 @@ class MegatronEngine:
         if unusable := unusable_values(spec):
             raise ConfigError(unusable)
         return read_request(spec)
+
+    def workload(self, spec: Spec) -> Workload:
+        """The work of a step, whatever the layout."""
+        return read_workload(spec)
+
+    def offer(self, spec: Spec) -> Offer:
+        """The work of a step and what of the layout is open; ConfigError when the YAML gives one by hand."""
+        if unusable := unusable_values(settle(spec, None)):
+            raise ConfigError(unusable)
+        return read_offer(spec)
+
+    def settle(self, spec: Spec, plan: Plan | None) -> Spec:
+        """The spec with what may be left to a planner filled in."""
+        return settle(spec, plan)
 
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
         """Why this mesh cannot run the spec's model, or None."""

@@ -46,7 +46,7 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     ``spec`` stands in for the call's own.
     """
     spec = spec or call.spec
-    cluster, plan = _decide_plan(spec, call.engine)
+    spec, cluster, plan = decide_plan(spec, call.engine)
     warnings = tuple(call.engine.warnings(spec, plan))
     for warning in warnings:
         call.say(f"warning: {warning}")
@@ -78,25 +78,49 @@ def watch_facts(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _decide_plan(spec: Spec, engine: Engine) -> tuple[Cluster, Plan]:
+def decide_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:
+    """The plan, the cluster it is for, and the spec with what it left open filled in; ConfigError with all faults."""
+    if is_automatic(spec):
+        return _choose_plan(spec, engine)
+    file = spec.blocks.get("plan", {}).get("file")
+    given = _read_plan(Path(file)) if file else None
+    if given is not None and not check_plan(given):
+        spec = engine.settle(spec, given)
     faults = list(engine.check(spec))
     try:
         request = engine.request(spec)
         cluster = find_cluster(spec, request)
-        file = spec.blocks.get("plan", {}).get("file")
-        plan = _read_plan(Path(file)) if file else build_plan(request, cluster)
+        plan = given or build_plan(request, cluster)
     except ConfigError as error:
         raise ConfigError(dict.fromkeys([*faults, *error.faults])) from error
     faults += check_plan(plan)
     faults += engine.check_plan(spec, plan)
     if faults:
         raise ConfigError(dict.fromkeys(faults))
-    return cluster, plan
+    return spec, cluster, plan
+
+
+def is_automatic(spec: Spec) -> bool:
+    """Whether the layout is to be chosen."""
+    return bool(spec.blocks.get("plan", {}).get("file") == "auto")
+
+
+def check_open(spec: Spec, engine: Engine) -> None:
+    """ConfigError with the faults that a spec has whatever layout is chosen for it."""
+    if faults := engine.check(engine.settle(spec, None)):
+        raise ConfigError(faults)
+
+
+def _choose_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:
+    # Only those who plan wait for the search to be imported.
+    from flagvega.plan.planner import plan_spec
+
+    check_open(spec, engine)
+    planned = plan_spec(spec, engine)
+    return planned.spec, planned.cluster, planned.plan
 
 
 def _read_plan(path: Path) -> Plan:
-    if str(path) == "auto":
-        raise ConfigError(Fault("plan: auto is not there yet", "plan", "give the degrees, or plan: <file>"))
     try:
         return plan_from_json(read_json(path))
     except (OSError, ValueError) as error:

@@ -27,10 +27,12 @@ class Experiment:
 
 @dataclass(frozen=True)
 class PlanBlock:
-    """``plan``: a layout that exists already. `plan: <path>` is short for `plan: {file: <path>}`."""
+    """``plan``: a layout that exists already, or `auto`. `plan: <path>` is short for `plan: {file: <path>}`."""
 
     file: str | None = None
-    """A `plan.json`, relative to the working directory."""
+    """A `plan.json`, relative to the working directory; `auto` has the layout chosen."""
+    time_s: int = field(default=10, metadata={"minimum": 1})
+    """Seconds that the search for a layout may take; the gap that is left is printed."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,42 @@ class ClusterNode:
     """Name of the host; entries of one host are put together in order."""
     count: int = field(default=1, metadata={"minimum": 1})
     """How many hosts like this there are."""
+    memory_gib: float | None = None
+    """Memory of a device, where the planner knows none or it differs."""
+    tflops: float | None = None
+    """Dense peak of a device in the element type of the run, in TFLOP/s; likewise."""
+    bandwidth_gb_s: float | None = None
+    """Memory bandwidth of a device; likewise."""
+    link_gb_s: float | None = None
+    """Between devices of the host, each and in one direction; likewise."""
+    network_gb_s: float | None = None
+    """Network of the host, for each of its devices and in one direction."""
+    price_per_hour: float = 0.0
+    """Of one device."""
+
+
+@dataclass(frozen=True)
+class ClusterLink:
+    """One entry of ``cluster.links``."""
+
+    between: tuple[str, ...]
+    """Two kinds of chips."""
+    gb_s: float
+    """For each device, in one direction."""
+    latency_us: float = 50.0
+    """Start-up of a message."""
 
 
 @dataclass(frozen=True)
 class ClusterBlock:
-    """``cluster``: the machines, when they are not to be detected."""
+    """``cluster``: the machines, when they are not to be detected; `cluster: <path>` is short for its `file`."""
 
+    file: str | None = None
+    """A YAML file with the other keys of this block, relative to the working directory."""
     nodes: tuple[ClusterNode, ...] = ()
     """Hosts with their devices, in order."""
+    links: tuple[ClusterLink, ...] = ()
+    """Between kinds of chips, where it is not the slower of their networks."""
 
 
 @dataclass(frozen=True)
@@ -78,5 +108,5 @@ LATER: Mapping[str, str] = {
 }
 """Blocks that are ours but have no keys yet, and why."""
 
-SHORTHANDS: Mapping[str, str] = {"plan": "file"}
+SHORTHANDS: Mapping[str, str] = {"plan": "file", "cluster": "file"}
 """Blocks that may be written as one value: the key that it stands for."""

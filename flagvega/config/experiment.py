@@ -8,12 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from flagvega.config.blocks import BLOCKS, LATER, SHORTHANDS, Experiment
 from flagvega.config.fields import paths, read
 from flagvega.config.flagscale import check_entrypoint
 from flagvega.config.redact import is_secret
 from flagvega.config.report import Report
+from flagvega.config.source import scan
 from flagvega.config.values import describe
+from flagvega.errors import ConfigError
 
 TOP_LEVEL: Final = ("experiment", "train", "action", *BLOCKS, *LATER)
 """The keys at the root of the YAML."""
@@ -66,15 +70,34 @@ def read_blocks(values: Mapping[str, Any], report: Report) -> dict[str, Mapping[
             continue
         if name in SHORTHANDS and not isinstance(value, Mapping):
             value = {SHORTHANDS[name]: value}
-        if name == "plan" and value.get("file") == "auto":
-            fix = "give the layout by degrees under train.system, or a plan.json as plan: <path>"
-            report.fault("plan", "choosing a plan automatically is not there yet", fix)
-        elif (given := read(block, value, name, report)) is not None:
+        if name == "cluster" and value.get("file") is not None:
+            value = _read_cluster_file(value, report)
+        if (given := read(block, value, name, report)) is not None:
             found[name] = {key: item for key, item in asdict(given).items() if item is not None}
     for name in LATER.keys() & values.keys():
         if values[name]:
             report.fault(name, f"'{name}' cannot be set: {LATER[name]}", "delete it")
     return found
+
+
+def _read_cluster_file(value: Mapping[str, Any], report: Report) -> Mapping[str, Any]:
+    """The block with what its file says; faults inside the file have the file's lines."""
+    path = Path(str(value["file"])).expanduser()
+    if others := sorted(set(value) - {"file"}):
+        report.fault(f"cluster.{others[0]}", "a cluster comes from a file or is written here", "remove one of the two")
+        return {}
+    try:
+        source = scan(path)
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except ConfigError as error:
+        report.faults += error.faults
+        return {}
+    inside = Report({f"cluster.{key}": source.place(key, line) for key, line in source.lines.items()})
+    inside.faults += source.faults
+    if not source.faults:
+        read(BLOCKS["cluster"], content, "cluster", inside)
+    report.faults += inside.faults
+    return {} if inside.faults else content
 
 
 def check_top_level(values: Mapping[str, Any], report: Report) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
 from flagvega.config.spec import Spec
-from flagvega.errors import Fault
+from flagvega.errors import ConfigError, Fault
 from flagvega.layout.codec import plan_to_json
 from flagvega.layout.job import Job, NodeJob
 from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest, MeshRequest
+from flagvega.model.workload import Offer, Workload
 
 PROGRAM = Path(__file__).parents[1] / "rank.py"
 
@@ -49,6 +50,18 @@ class ToyEngine:
         """One mesh."""
         mesh = MeshRequest(dp=int(spec.arguments.get("ranks", 2)))
         return LayoutRequest(meshes=(mesh,), num_layers=2, micro_batch_size=1, padded_vocab_size=128)
+
+    def workload(self, spec: Spec) -> Workload:
+        """Not for planners."""
+        raise ConfigError(Fault("the toy computes nothing"))
+
+    def offer(self, spec: Spec) -> Offer:
+        """Not for planners."""
+        raise ConfigError(Fault("the toy has one layout"))
+
+    def settle(self, spec: Spec, plan: Plan | None) -> Spec:
+        """Nothing is left open."""
+        return spec
 
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
         """Any."""

@@ -1,0 +1,34 @@
+"""``action=estimate``: time and memory of the layout in the YAML, without a search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flagvega.actions.call import Answer, Call
+from flagvega.actions.decide import decide_plan
+from flagvega.errors import ConfigError, Fault
+from flagvega.layout.codec import plan_to_json
+from flagvega.plan.explain import binding, predict
+from flagvega.plan.planner import estimate_plan
+from flagvega.report.planning import memory_table, outlook_table, seconds
+
+
+def act(call: Call) -> Answer:
+    """Predict the plan that a run would have."""
+    spec, cluster, plan = decide_plan(call.spec, call.engine)
+    if plan.schedule == "interleaved":
+        raise ConfigError(Fault("interleaved schedules are not predicted", "plan", "leave virtual stages out"))
+    outlook, problem = estimate_plan(spec, call.engine, cluster, plan)
+    facts = predict(outlook, problem)
+    title = f"{seconds(outlook.total_s)} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
+    full = [
+        i for i, stage in enumerate(facts["stages"]) if stage["memory_bytes"]["total"] > stage["memory_limit_bytes"]
+    ]
+    lines = [
+        f"limited by {binding(outlook, problem)}",
+        *(f"stage {i} does not fit into its devices' memory" for i in full),
+        "predicted from data sheets; nothing was measured on these chips",
+        *(f"assumed: {what}" for what in problem.machine.assumed),
+    ]
+    document = {"plan": plan_to_json(replace(plan, predictions=facts)), "too_large": full}
+    return Answer(document, (outlook_table(outlook, problem, title), memory_table(outlook, problem), *lines))

@@ -1,0 +1,82 @@
+"""``action=plan``: choose the layout, say why, and write it where a run can take it from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from math import isinf
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from flagvega.actions.call import Answer, Call
+from flagvega.actions.decide import check_open
+from flagvega.errors import PreflightError
+from flagvega.layout.codec import plan_to_json
+from flagvega.plan.explain import Other, binding, others
+from flagvega.plan.planner import Planned, plan_spec
+from flagvega.records import write_json
+from flagvega.report.planning import memory_table, others_table, outlook_table, seconds
+
+PLAN_FILE = "plan.json"
+
+
+def act(call: Call) -> Answer:
+    """Plan, whatever ``plan`` says in the YAML, and write ``<exp_dir>/plan.json``."""
+    call_spec = call.spec
+    spec = replace(call_spec, blocks={**call_spec.blocks, "plan": {**call_spec.blocks.get("plan", {}), "file": "auto"}})
+    check_open(spec, call.engine)
+    planned = plan_spec(spec, call.engine)
+    compared = others(planned.outlook, planned.problem)
+    path = spec.exp_dir / PLAN_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, plan_to_json(planned.plan))
+    except OSError as error:
+        raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
+    return Answer(_document(planned, compared, path), _shown(planned, compared, path))
+
+
+def _document(planned: Planned, compared: list[Other], path: Path) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "plan": plan_to_json(planned.plan),
+        "limited_by": binding(planned.outlook, planned.problem),
+        "compared": [
+            {"name": other.name, "iteration_s": None if isinf(other.total_s) else other.total_s, "why": other.why}
+            for other in compared
+        ],
+        "unused": unused(planned),
+    }
+
+
+def unused(planned: Planned) -> dict[str, int]:
+    """Devices that the plan leaves idle, by chip."""
+    used = Counter[str]()
+    for side, _ in planned.outlook.candidate.stages:
+        used[planned.problem.machine.groups[side.group].chip] += side.degrees.size
+    idle = {group.chip: group.count - used[group.chip] for group in planned.problem.machine.groups}
+    return {chip: count for chip, count in idle.items() if count}
+
+
+def _shown(planned: Planned, compared: list[Other], path: Path) -> tuple[RenderableType | str, ...]:
+    facts, found, problem = planned.plan.predictions, planned.found, planned.problem
+    title = f"plan: {seconds(found.total_s)} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
+    proof = "no layout in the space is faster by the same costs" if found.gap == 0 else (
+        f"another layout could be faster by at most {found.gap:.1%}: the search ended before it had proven more"
+    )  # fmt: skip
+    lines = [
+        f"limited by {binding(planned.outlook, problem)}",
+        proof,
+        *(f"left idle, for it is faster without: {count} x {chip}" for chip, count in unused(planned).items()),
+        "predicted from data sheets; nothing was measured on these chips",
+        *(f"assumed: {what}" for what in problem.machine.assumed),
+        f"written to {path}; run it with plan={path}, or with plan=auto",
+    ]
+    tables: list[RenderableType | str] = [
+        outlook_table(planned.outlook, problem, title), memory_table(planned.outlook, problem)
+    ]  # fmt: skip
+    if compared:
+        tables.append(others_table(compared, found.total_s))
+    return (*tables, *lines)

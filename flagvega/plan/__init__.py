@@ -1,0 +1,1 @@
+"""Chooses a layout: costs, memory, search, simulation of the schedule, explanation. No engine, no torch."""

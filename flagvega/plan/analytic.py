@@ -1,0 +1,139 @@
+"""Costs from data sheets: matrix products and bytes against a chip's peak, messages against links.
+
+Nothing here has been measured on the chip at hand. Assumptions: a chip sustains at most
+``MAX_EFFICIENCY`` of its dense peak, less with narrow matrices; a collective is a ring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flagvega.model.work import Work, backward, embedding_work, head_work, layer_work
+from flagvega.model.workload import Workload
+from flagvega.plan.costs import Degrees, Kind, Side
+from flagvega.plan.machine import Group, Link, Machine
+
+MAX_EFFICIENCY = 0.68
+HALF_WIDTH = 160.0
+"""Matrices that are this narrow run at half of :data:`MAX_EFFICIENCY`."""
+LAUNCH_S = 20e-6
+"""Start-up of one layer's kernels beyond what hides behind the products."""
+OPTIMIZER_BYTES = 28.0
+"""Adam reads and writes weight, gradient and two moments in fp32."""
+HIDDEN_REDUCTION = 0.8
+"""Share of the last backward pass behind which an overlapped reduction hides."""
+
+
+@dataclass
+class AnalyticCosts:
+    """Implements :class:`flagvega.plan.costs.Costs`."""
+
+    work: Workload
+    machine: Machine
+    distributed_optimizer: bool
+    _layers: dict[Kind, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = self.work.shape
+        kinds: dict[bool, int] = {}
+        for layer in range(shape.layers):
+            kinds.setdefault(shape.has_experts(layer), layer)
+        self._layers = {("experts" if has_experts else "dense"): layer for has_experts, layer in kinds.items()}
+
+    def forward_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
+        """Roofline of the products plus the collectives that wait for them."""
+        computing_s = self._compute_s(group, kind, degrees, self._work(kind, degrees, samples))
+        return computing_s + self._collectives_s(group, kind, degrees, samples)
+
+    def backward_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
+        """Twice the products, and the collectives once more."""
+        computing_s = self._compute_s(group, kind, degrees, backward(self._work(kind, degrees, samples)))
+        return computing_s + self._collectives_s(group, kind, degrees, samples)
+
+    def transfer_s(self, sender: Side, receiver: Side, samples: int) -> float:
+        """The busier side's bytes over the slower link."""
+        total = samples * self.work.seq * self.work.shape.hidden * self.work.element_bytes
+        if sender == receiver:
+            degrees, group = sender.degrees, self.machine.groups[sender.group]
+            shards = degrees.dp * degrees.cp * (degrees.tp if degrees.sp else 1)
+            link = group.link if 2 * degrees.size <= group.node_size else group.network
+            return link.duration_s(total / shards)
+        if sender.group == receiver.group:
+            group = self.machine.groups[sender.group]
+            fits = sender.degrees.size + receiver.degrees.size <= group.node_size
+            link = group.link if fits else group.network
+        else:
+            link = self.machine.link_between(sender.group, receiver.group)
+        return link.duration_s(total / min(sender.degrees.size, receiver.degrees.size))
+
+    def reduction_s(self, group: int, degrees: Degrees, dense: float, experts: float, backward_s: float) -> float:
+        """A ring over the replicas; where overlapped, less what hides."""
+        replicas, expert_replicas = degrees.replicas
+        link = self._replica_link(group, degrees)
+        total_s = self._reduce_s(link, dense, replicas) + self._reduce_s(link, experts, expert_replicas)
+        hidden_s = HIDDEN_REDUCTION * backward_s if self.work.overlap_reduction else 0.0
+        return max(0.0, total_s - hidden_s)
+
+    def optimizer_s(self, group: int, degrees: Degrees, dense: float, experts: float) -> float:
+        """Bound by memory bandwidth; a sharded one gathers the new weights."""
+        sharded = self.distributed_optimizer
+        replicas, expert_replicas = degrees.replicas if sharded else (1, 1)
+        updating_s = OPTIMIZER_BYTES * (dense / replicas + experts / expert_replicas)
+        updating_s /= self.machine.groups[group].memory_bytes_per_s
+        if not sharded:
+            return updating_s
+        link = self._replica_link(group, degrees)
+        size = self.work.element_bytes
+        gathering_s = _ring_s(link, dense * size, replicas) + _ring_s(link, experts * size, expert_replicas)
+        return updating_s + gathering_s
+
+    def _reduce_s(self, link: Link, parameters: float, replicas: int) -> float:
+        """All-reduce, or reduce-scatter where the optimizer is sharded and gathers later."""
+        once_s = _ring_s(link, parameters * self.work.gradient_bytes, replicas)
+        return once_s if self.distributed_optimizer else 2 * once_s
+
+    def _replica_link(self, group: int, degrees: Degrees) -> Link:
+        its = self.machine.groups[group]
+        return its.link if degrees.size <= its.node_size else its.network
+
+    def _work(self, kind: Kind, degrees: Degrees, samples: int) -> Work:
+        work, shape = self.work, self.work.shape
+        size = work.element_bytes
+        if kind == "embedding":
+            return embedding_work(shape, work.seq, samples, cp=degrees.cp, element_bytes=size)
+        if kind == "head":
+            return head_work(shape, work.seq, samples, tp=degrees.tp, cp=degrees.cp, element_bytes=size)
+        layer = self._layers[kind]
+        return layer_work(shape, layer, work.seq, samples, tp=degrees.tp, cp=degrees.cp, ep=degrees.ep,
+                          element_bytes=size)  # fmt: skip
+
+    def _compute_s(self, group: int, kind: Kind, degrees: Degrees, work: Work) -> float:
+        its: Group = self.machine.groups[group]
+        width = self.work.shape.hidden / degrees.tp
+        efficiency = MAX_EFFICIENCY * width / (width + HALF_WIDTH)
+        products_s = work.flops / (its.flops_per_s * efficiency)
+        return max(products_s, work.num_bytes / its.memory_bytes_per_s) + LAUNCH_S
+
+    def _collectives_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
+        """Of one pass through one layer: tp gathers and scatters twice, cp passes keys on, ep sends tokens around."""
+        if kind not in ("dense", "experts"):
+            return 0.0
+        shape, link = self.work.shape, self.machine.groups[group].link
+        tokens = samples * self.work.seq / degrees.cp
+        size = self.work.element_bytes
+        total_s = 0.0
+        if degrees.tp > 1:
+            total_s += 4 * _ring_s(link, tokens * shape.hidden * size, degrees.tp)
+        if degrees.cp > 1:
+            total_s += (degrees.cp - 1) * link.duration_s(2 * tokens * shape.kv_width / degrees.tp * size)
+        if kind == "experts" and degrees.ep > 1 and shape.experts is not None:
+            sent = tokens / degrees.tp * shape.experts.topk * shape.hidden * size
+            total_s += 2 * _ring_s(self._replica_link(group, degrees), sent, degrees.ep)
+        return total_s
+
+
+def _ring_s(link: Link, num_bytes: float, ranks: int) -> float:
+    """Reduce-scatter or all-gather of a tensor of ``num_bytes``."""
+    if ranks <= 1 or num_bytes == 0:
+        return 0.0
+    return (ranks - 1) * link.latency_s + num_bytes * (ranks - 1) / ranks / link.bytes_per_s

@@ -1,0 +1,68 @@
+"""Why there is no plan: the constraint that fails, by how much, and the nearest change that would help."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NoReturn
+
+from flagvega.errors import Fault, NoPlanError
+from flagvega.plan.search import Found, search
+from flagvega.plan.space import Problem, batch_sizes, cost_candidate, sides
+
+_GIB = 2**30
+_MORE_MEMORY = (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 64.0, 256.0)
+_LOOK_S = 2.0
+
+
+def refuse(problem: Problem, refusals: list[Fault]) -> NoReturn:
+    """Raise NoPlanError with what is known."""
+    if refusals:
+        raise NoPlanError([Fault("every layout that would fit is refused", "plan"), *dict.fromkeys(refusals)])
+    if not any(sides(problem, samples) for samples in batch_sizes(problem)):
+        raise NoPlanError(Fault("no degrees are legal for this model on these devices", "plan", _unpin(problem)))
+    for factor in _MORE_MEMORY:
+        roomy = _scaled(problem, factor)
+        if found := search(roomy, lambda candidate: True, _LOOK_S):
+            raise NoPlanError(_memory_fault(problem, roomy, found, factor))
+    raise NoPlanError(Fault("no layout satisfies the constraints, whatever the memory", "plan", _unpin(problem)))
+
+
+def _scaled(problem: Problem, factor: float) -> Problem:
+    groups = tuple(replace(group, memory_bytes=round(group.memory_bytes * factor)) for group in problem.machine.groups)
+    machine = replace(problem.machine, groups=groups)
+    return replace(problem, machine=machine)
+
+
+def _memory_fault(problem: Problem, roomy: Problem, found: Found, factor: float) -> Fault:
+    """The stage that exceeds its devices the most in the best plan with more memory."""
+    candidate = found.candidate
+    stages = cost_candidate(candidate, roomy.stage_costs(candidate.samples))
+    worst = max(
+        range(len(stages)),
+        key=lambda i: stages[i].memory.total / problem.machine.groups[candidate.stages[i][0].group].memory_bytes,
+    )
+    group = problem.machine.groups[candidate.stages[worst][0].group]
+    needed, there = stages[worst].memory.total / _GIB, group.memory_bytes / _GIB
+    short = f"a stage on {group.chip} needs at least about {needed:.3g} GiB a device, {needed - there:.2g} GiB too much"
+    fix = f"{factor:g} x the memory, about as many times the devices, or a smaller model or sequence would do"
+    if unpinned := _unpin(problem):
+        fix = f"{unpinned}; or {fix}"
+    return Fault(f"the model does not fit: {short}", "plan", fix)
+
+
+def _unpin(problem: Problem) -> str:
+    """The first pin whose removal makes a plan possible, in words."""
+    choices = problem.choices
+    pins = {
+        "micro_batch_size": {"micro_batch_size": None},
+        "the recompute": {"recompute": None},
+        "the number of stages": {"num_stages": None},
+        "the degrees": {"tp": None, "cp": None, "ep": None, "etp": None},
+    }
+    for name, change in pins.items():
+        if all(getattr(choices, key) is None for key in change):
+            continue
+        freed = replace(problem, choices=replace(choices, **change))  # type: ignore[arg-type]
+        if search(freed, lambda candidate: True, _LOOK_S):
+            return f"without {name} given there is a plan"
+    return ""

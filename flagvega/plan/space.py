@@ -1,0 +1,152 @@
+"""What the planner may choose from: kinds of chips, degrees, batches; and one choice, ready to be costed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flagvega.model.workload import Choices, Workload
+from flagvega.plan.costs import Costs, Degrees, Side
+from flagvega.plan.machine import Machine
+from flagvega.plan.simulate import Pipeline
+from flagvega.plan.stages import StageCost, StageCosts, Work, layer_kinds
+
+LONG_SEQUENCE = 16384
+"""Samples from this length on are cut over cp too, where cp is open."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A planning problem; ``is_legal`` is the engine's word on degrees."""
+
+    machine: Machine
+    work: Workload
+    choices: Choices
+    costs: Costs
+    is_legal: Callable[[Side], bool]
+
+    def stage_costs(self, samples: int, relaxed: bool = False) -> StageCosts:
+        """Costs of stages for one number of samples in a global micro-batch."""
+        choices = self.choices
+        return StageCosts(
+            self.costs, self.work, self.machine, samples, choices.distributed_optimizer, choices.recompute, relaxed
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layout: every stage in pipeline order, and which boundaries keep one more micro-batch in flight."""
+
+    samples: int
+    stages: tuple[tuple[Side, Work], ...]
+    slow: tuple[int, ...]
+
+    def in_flight(self, stage: int) -> int:
+        """Micro-batches that a stage may hold."""
+        return len(self.stages) - stage + sum(boundary >= stage for boundary in self.slow)
+
+
+def cost_candidate(candidate: Candidate, costs: StageCosts) -> tuple[StageCost, ...]:
+    """The cost of every stage."""
+    return tuple(costs.stage(side, work, candidate.in_flight(i)) for i, (side, work) in enumerate(candidate.stages))
+
+
+def make_pipeline(candidate: Candidate, costs: StageCosts, stages: tuple[StageCost, ...]) -> Pipeline:
+    """What the simulation runs."""
+    sides = [side for side, _ in candidate.stages]
+    return Pipeline(
+        tuple(stage.forward_s for stage in stages),
+        tuple(stage.backward_s for stage in stages),
+        tuple(costs.transfer_s(a, b) for a, b in zip(sides, sides[1:], strict=False)),
+        tuple(candidate.in_flight(i) for i in range(len(stages))),
+        costs.num_micro_batches,
+        tuple(stage.reduction_s for stage in stages),
+        tuple(stage.optimizer_s for stage in stages),
+    )
+
+
+def batch_sizes(problem: Problem) -> list[int]:
+    """Samples that a global micro-batch may have: divisors of every step's batch, largest number last."""
+    unit = problem.work.batch_unit
+    limit = sum(group.count for group in problem.machine.groups) * 64
+    return [size for size in range(1, min(unit, limit) + 1) if unit % size == 0]
+
+
+def sides(problem: Problem, samples: int) -> list[Side]:
+    """Every legal way of holding a stage, those that another beats in everything left out."""
+    found: list[Side] = []
+    for group in range(len(problem.machine.groups)):
+        by_size: dict[int, list[Side]] = {}
+        for degrees in _degrees(problem, group, samples):
+            by_size.setdefault(degrees.size, []).append(Side(group, degrees))
+        for alike in by_size.values():
+            found += _undominated(problem, samples, alike)
+    return found
+
+
+def all_sides(problem: Problem, samples: int) -> list[Side]:
+    """Every legal way of holding a stage."""
+    return [
+        Side(group, degrees)
+        for group in range(len(problem.machine.groups))
+        for degrees in _degrees(problem, group, samples)
+    ]
+
+
+def _degrees(problem: Problem, group: int, samples: int) -> Iterator[Degrees]:
+    its, choices, shape = problem.machine.groups[group], problem.choices, problem.work.shape
+    experts = shape.experts.num if shape.experts is not None else 1
+    cps = choices.cp or ((1, 2, 4, 8) if problem.work.seq >= LONG_SEQUENCE else (1,))
+    for tp in choices.tp or _powers(its.node_size):
+        if tp > its.node_size:
+            continue
+        for cp in cps:
+            for dp in (size for size in range(1, its.count // (tp * cp) + 1) if samples % size == 0):
+                for ep in choices.ep or [ep for ep in _powers(experts) if experts % ep == 0]:
+                    for etp in choices.etp or dict.fromkeys((tp, 1) if experts > 1 else (tp,)):
+                        yield from _first_legal(problem, group, Degrees(tp, cp, ep, etp, dp))
+
+
+def _first_legal(problem: Problem, group: int, degrees: Degrees) -> Iterator[Degrees]:
+    if degrees.size % (degrees.ep * degrees.etp):
+        return
+    for sp in problem.choices.sp if degrees.tp > 1 else (False,):
+        found = Degrees(degrees.tp, degrees.cp, degrees.ep, degrees.etp, degrees.dp, sp)
+        if problem.is_legal(Side(group, found)):
+            yield found
+            return
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+
+
+def _undominated(problem: Problem, samples: int, alike: list[Side]) -> list[Side]:
+    """Of sides of one size, those that no other equals or beats in every time and every byte."""
+    vectors = [_vector(problem, samples, side) for side in alike]
+    kept: list[int] = []
+    for i, vector in enumerate(vectors):
+        beaten = any(
+            all(x <= y for x, y in zip(other, vector, strict=True)) and (other != vector or j < i)
+            for j, other in enumerate(vectors)
+            if j != i
+        )
+        if not beaten:
+            kept.append(i)
+    return [alike[i] for i in kept]
+
+
+def _vector(problem: Problem, samples: int, side: Side) -> list[float]:
+    costs = problem.stage_costs(samples)
+    parts = costs.parts(side)
+    numbers: list[float] = [costs.transfer_s(side, side)]
+    kinds = ["embedding", *dict.fromkeys(layer_kinds(problem.work.shape)), "head"]
+    for kind, (forward_s, backward_s, its) in parts.kinds.items():
+        if kind not in kinds:
+            continue
+        numbers += [forward_s, backward_s, its.dense + its.experts, its.activation, its.entry, its.workspace]
+        numbers.append(problem.costs.reduction_s(side.group, side.degrees, its.dense, its.experts, 0.0))
+        numbers.append(problem.costs.optimizer_s(side.group, side.degrees, its.dense, its.experts))
+        replicas, expert_replicas = side.degrees.replicas
+        numbers.append(its.dense / replicas + its.experts / expert_replicas)
+    return numbers

@@ -1,0 +1,206 @@
+"""A stage from its layers: seconds and bytes, summed over parts. Everything here holds for any source of costs."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
+
+from flagvega.layout.plan import Recompute
+from flagvega.model.shape import ModelShape
+from flagvega.model.workload import Workload
+from flagvega.plan.costs import Costs, Kind, Side
+from flagvega.plan.machine import Machine
+from flagvega.plan.memory import CONTEXT_SHARE, Held, Memory, held, parameter_bytes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage computes: decoder layers ``[begin, end)`` and perhaps an end of the model."""
+
+    begin: int
+    end: int
+    embedding: bool
+    head: bool
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage at one place of the pipeline."""
+
+    forward_s: float
+    backward_s: float
+    reduction_s: float
+    optimizer_s: float
+    recomputed: int
+    """Decoder layers that are computed again, the first ones of the stage."""
+    memory: Memory
+
+    @property
+    def time_s(self) -> float:
+        """Of one micro-batch, both passes."""
+        return self.forward_s + self.backward_s
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One side's costs per part, and their sums over the first layers."""
+
+    kinds: dict[Kind, tuple[float, float, Held]]
+    """Forward, backward and what is held."""
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    dense: tuple[float, ...]
+    experts: tuple[float, ...]
+    activation: tuple[float, ...]
+    entry: tuple[float, ...]
+
+
+@dataclass
+class StageCosts:
+    """Costs of stages for one number of samples in a global micro-batch."""
+
+    costs: Costs
+    work: Workload
+    machine: Machine
+    samples: int
+    """Samples of a global micro-batch."""
+    distributed_optimizer: bool
+    pinned: tuple[Recompute, ...] | None = None
+    relaxed: bool = False
+    """Every layer costs, and holds, the least that any kind of layer does: for bounds."""
+    _parts: dict[Side, Parts] = field(default_factory=dict)
+    _stages: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
+    _transfers: dict[tuple[Side, Side], float] = field(default_factory=dict)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of a step."""
+        return self.work.global_batch // self.samples
+
+    @cached_property
+    def layer_kinds(self) -> tuple[Kind, ...]:
+        """The kind of every decoder layer."""
+        return layer_kinds(self.work.shape)
+
+    def stage(self, side: Side, work: Work, in_flight: int) -> StageCost:
+        """A stage with up to ``in_flight`` micro-batches at once; it recomputes no more than it must."""
+        key = side, work, min(in_flight, self.num_micro_batches)
+        if key not in self._stages:
+            self._stages[key] = self._stage(*key)
+        return self._stages[key]
+
+    def fits(self, side: Side, stage: StageCost) -> bool:
+        """Whether a stage has room on its devices."""
+        return stage.memory.total <= self.machine.groups[side.group].memory_bytes
+
+    def transfer_s(self, sender: Side, receiver: Side) -> float:
+        """One way over a boundary."""
+        if (sender, receiver) not in self._transfers:
+            self._transfers[sender, receiver] = self.costs.transfer_s(sender, receiver, self.samples)
+        return self._transfers[sender, receiver]
+
+    def parts(self, side: Side) -> Parts:
+        """Costs per part on one side."""
+        if side not in self._parts:
+            self._parts[side] = self._make_parts(side)
+        return self._parts[side]
+
+    def _stage(self, side: Side, work: Work, in_flight: int) -> StageCost:
+        if self.pinned is not None:
+            return self._with_recompute(side, work, in_flight, _pinned_layers(self.pinned, work.num_layers))
+        limit = self.machine.groups[side.group].memory_bytes
+        first = self._with_recompute(side, work, in_flight, 0)
+        excess = first.memory.total - limit
+        if excess <= 0 or work.num_layers == 0:
+            return first
+        parts, begin = self.parts(side), work.begin
+        for layers in range(1, work.num_layers + 1):
+            saved = parts.activation[begin + layers] - parts.activation[begin]
+            saved -= parts.entry[begin + layers] - parts.entry[begin]
+            if in_flight * saved < excess and layers < work.num_layers:
+                continue
+            found = self._with_recompute(side, work, in_flight, layers)
+            if found.memory.total <= limit:
+                return found
+        return found
+
+    def _with_recompute(self, side: Side, work: Work, in_flight: int, recomputed: int) -> StageCost:
+        parts, begin, end = self.parts(side), work.begin, work.end
+        middle = begin + recomputed
+        again_s = parts.forward[middle] - parts.forward[begin]
+        forward_s = parts.forward[end] - parts.forward[begin]
+        backward_s = parts.backward[end] - parts.backward[begin] + again_s
+        dense = parts.dense[end] - parts.dense[begin]
+        experts = parts.experts[end] - parts.experts[begin]
+        saved = parts.entry[middle] - parts.entry[begin] + parts.activation[end] - parts.activation[middle]
+        workspace = max((parts.kinds[kind][2].activation for kind in self.layer_kinds[begin:middle]), default=0.0)
+        for kind in self._ends(work):
+            part_forward_s, part_backward_s, its = parts.kinds[kind]
+            forward_s, backward_s = forward_s + part_forward_s, backward_s + part_backward_s
+            saved, workspace = saved + its.activation, max(workspace, its.workspace)
+            is_shared = kind == "head" and work.embedding and self.work.shape.tied
+            dense += self.work.shape.hidden if is_shared else its.dense
+        weights, gradients, optimizer = parameter_bytes(
+            self.work, side.degrees, dense, experts, self.distributed_optimizer
+        )
+        context = CONTEXT_SHARE * self.machine.groups[side.group].memory_bytes
+        return StageCost(
+            forward_s,
+            backward_s,
+            self.costs.reduction_s(side.group, side.degrees, dense, experts, backward_s),
+            self.costs.optimizer_s(side.group, side.degrees, dense, experts),
+            recomputed,
+            Memory(weights, gradients, optimizer, in_flight * saved, workspace, context),
+        )
+
+    def _ends(self, work: Work) -> list[Kind]:
+        ends: list[Kind] = ["embedding"] if work.embedding else []
+        return [*ends, "head"] if work.head else ends
+
+    def _make_parts(self, side: Side) -> Parts:
+        samples = self.samples // side.degrees.dp
+        present: tuple[Kind, ...] = ("embedding", *dict.fromkeys(self.layer_kinds), "head")
+        kinds = {
+            kind: (
+                self.costs.forward_s(side.group, kind, side.degrees, samples),
+                self.costs.backward_s(side.group, kind, side.degrees, samples),
+                held(self.work, kind, side.degrees, samples),
+            )
+            for kind in present
+        }
+        if self.relaxed:
+            least = _least([kinds[kind] for kind in dict.fromkeys(self.layer_kinds)])
+            kinds |= dict.fromkeys(self.layer_kinds, least)
+        sums = [(0.0,) * 6]
+        for kind in self.layer_kinds:
+            forward_s, backward_s, its = kinds[kind]
+            more = (forward_s, backward_s, its.dense, its.experts, its.activation, its.entry)
+            sums.append(tuple(x + y for x, y in zip(sums[-1], more, strict=True)))  # type: ignore[arg-type]
+        return Parts(kinds, *zip(*sums, strict=True))
+
+
+def layer_kinds(shape: ModelShape) -> tuple[Kind, ...]:
+    """The kind of every decoder layer of a model."""
+    return tuple("experts" if shape.has_experts(layer) else "dense" for layer in range(shape.layers))
+
+
+def _least(parts: list[tuple[float, float, Held]]) -> tuple[float, float, Held]:
+    helds = [astuple(its) for _, _, its in parts]
+    return (
+        min(part[0] for part in parts),
+        min(part[1] for part in parts),
+        Held(*(min(values) for values in zip(*helds, strict=True))),
+    )
+
+
+def _pinned_layers(pinned: tuple[Recompute, ...], num_layers: int) -> int:
+    """Layers that a given recompute repeats at most; attention alone keeps no scores and counts as none."""
+    full = [part for part in pinned if part.granularity == "full"]
+    if any(part.method == "uniform" for part in full):
+        return num_layers
+    return min(num_layers, max((part.num_layers or 0 for part in full), default=0))

@@ -1,0 +1,76 @@
+"""Tables of what is expected of a plan, and why it is the one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isinf
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from flagvega.plan.costs import Side
+from flagvega.plan.explain import Other, Outlook
+from flagvega.plan.space import Problem
+
+_GIB = 2**30
+
+
+def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
+    """A row for each stage."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "layers", "chip", "devices", "degrees", "mbs", "in flight"):
+        table.add_column(name)
+    for name in ("forward", "backward", "idle", "memory of limit", "recompute", "next"):
+        table.add_column(name, justify="right")
+    for i, ((side, work), stage) in enumerate(zip(outlook.candidate.stages, outlook.stages, strict=True)):
+        group = problem.machine.groups[side.group]
+        words = ["emb"] if work.embedding else []
+        words += [str(work.num_layers)] if work.num_layers else []
+        words += ["head"] if work.head else []
+        slow = ", one more" if i in outlook.candidate.slow else ""
+        is_last = i == len(outlook.stages) - 1
+        table.add_row(
+            str(i), "+".join(words), group.chip, str(side.degrees.size), degrees_of(side),
+            str(outlook.candidate.samples // side.degrees.dp), str(outlook.pipeline.in_flight[i]),
+            _milliseconds(stage.forward_s), _milliseconds(stage.backward_s), f"{outlook.idle[i]:.0%}",
+            f"{stage.memory.total / _GIB:.3g} of {group.memory_bytes / _GIB:.3g} GiB",
+            f"{stage.recomputed} of {work.num_layers}" if stage.recomputed else "none",
+            "" if is_last else f"{_milliseconds(outlook.pipeline.transfer[i])}{slow}",
+        )  # fmt: skip
+    return table
+
+
+def memory_table(outlook: Outlook, problem: Problem) -> Table:
+    """What holds the memory of a device of each stage, in GiB."""
+    names = ("weights", "gradients", "optimizer", "activations", "workspace", "context", "total")
+    table = Table("stage", *names, "limit", title="memory of a device in GiB", title_justify="left", box=SIMPLE_HEAD)
+    for i, ((side, _), stage) in enumerate(zip(outlook.candidate.stages, outlook.stages, strict=True)):
+        limit = problem.machine.groups[side.group].memory_bytes
+        table.add_row(str(i), *(f"{getattr(stage.memory, name) / _GIB:.3g}" for name in names), f"{limit / _GIB:.3g}")
+    return table
+
+
+def others_table(others: Sequence[Other], total_s: float) -> Table:
+    """What other layouts would do."""
+    table = Table("instead", "step", "slower by", "why", title="compared", title_justify="left", box=SIMPLE_HEAD)
+    for other in others:
+        fits = not isinf(other.total_s)
+        slower = f"{other.total_s / total_s - 1:.1%}" if fits else "-"
+        table.add_row(other.name, seconds(other.total_s) if fits else "does not fit", slower, other.why)
+    return table
+
+
+def degrees_of(side: Side) -> str:
+    """``tp2 dp4``: those above 1."""
+    its = side.degrees
+    words = [f"{name}{degree}" for name in ("tp", "cp", "ep", "dp") if (degree := getattr(its, name)) > 1]
+    return " ".join(words + (["sp"] if its.sp else [])) or "1"
+
+
+def seconds(value: float) -> str:
+    """``1.23 s``, or milliseconds below one."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _milliseconds(value_s: float) -> str:
+    return f"{value_s * 1e3:.3g} ms"

@@ -1,0 +1,138 @@
+"""Planning as a user asks for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagvega.cli import main
+
+EXPERIMENT = """\
+defaults: [{train: small}, _self_]
+experiment: {exp_name: small, exp_dir: out}
+cluster:
+  nodes:
+    - {chip: emu-s, devices: 2}
+    - {chip: emu-l, devices: 2}
+plan: {file: auto, time_s: 3}
+"""
+TASK = """\
+model:
+  num_layers: 6
+  hidden_size: 128
+  num_attention_heads: 4
+  seq_length: 64
+  max_position_embeddings: 64
+  normalization: RMSNorm
+  swiglu: true
+  disable_bias_linear: true
+  untie_embeddings_and_output_weights: true
+  global_batch_size: 8
+  lr: 1e-3
+  train_iters: 4
+data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 500}
+"""
+
+
+@pytest.fixture(autouse=True)
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf/train").mkdir(parents=True)
+    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
+    (tmp_path / "conf/train/small.yaml").write_text(TASK)
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["--config-path", "conf", "--config-name", "exp", "output=json", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_is_written_with_its_predictions_and_runs_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = ask(capsys, "action=plan")
+    assert code == 0
+    written = json.loads(Path("out/plan.json").read_text())
+    assert written == answer["plan"]
+    assert written["predictions"]["gap"] == 0
+    assert len(written["predictions"]["stages"]) == len(written["decisions"]["stages"])
+    code, run = ask(capsys, "action=dryrun", "construct=false", "plan=out/plan.json")
+    assert code == 0
+    assert run["plan"]["decisions"] == written["decisions"]
+
+
+def test_plan_auto_gives_a_run_the_planned_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    _, answer = ask(capsys, "action=plan")
+    code, run = ask(capsys, "action=dryrun", "construct=false")
+    assert code == 0
+    assert run["plan"]["decisions"] == answer["plan"]["decisions"]
+    ranks = sum(len(command["ranks"]) for command in run["commands"])
+    assert ranks == sum(len(mesh["devices"]) for mesh in run["plan"]["decisions"]["meshes"])
+
+
+def test_a_plan_is_at_least_as_fast_as_what_it_is_compared_with(capsys: pytest.CaptureFixture[str]) -> None:
+    _, answer = ask(capsys, "action=plan")
+    others = [other["iteration_s"] for other in answer["compared"] if other["iteration_s"] is not None]
+    assert others
+    assert min(others) >= answer["plan"]["predictions"]["iteration_s"] - 1e-12
+
+
+def test_degrees_in_the_yaml_are_pins(capsys: pytest.CaptureFixture[str]) -> None:
+    pins = ["train.system={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"]
+    code, answer = ask(capsys, "action=plan", *pins, "train.model.micro_batch_size=2")
+    assert code == 0
+    decisions = answer["plan"]["decisions"]
+    assert {mesh["tp"] for mesh in decisions["meshes"]} == {2}
+    assert len(decisions["stages"]) == 2
+    assert decisions["stages"][0]["replicas"][0]["micro_batch_size"] == 2
+
+
+def test_a_layout_by_hand_beside_plan_auto_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = ask(capsys, "action=plan", "train.model.hetero_pipeline_layer_split=[3, 3]")
+    assert code == 2
+    assert "hetero_pipeline_layer_split" in answer["faults"][0]["what"]
+
+
+def test_a_model_that_does_not_fit_ends_with_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = ask(capsys, "action=plan", "cluster.nodes=[{chip: emu-s, devices: 2, memory_gib: 0.01}]")
+    assert code == 3
+    assert "GiB too much" in answer["faults"][0]["what"]
+    assert "memory" in answer["faults"][0]["fix"]
+
+
+def test_the_layout_in_the_yaml_is_predicted_without_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan.file=null", "train.system={pipeline_model_parallel_size: 2}", "train.model.micro_batch_size=1"]
+    code, answer = ask(capsys, "action=estimate", "cluster.nodes=[{chip: emu-l, devices: 2}]", *words)
+    assert code == 0
+    stages = answer["plan"]["predictions"]["stages"]
+    assert len(stages) == 2
+    assert all(stage["forward_s"] > 0 for stage in stages)
+    assert answer["too_large"] == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "what", "fix"),
+    [
+        ("[{chip: cpu, devices: 2}]", "no peak rate in fp32", "tflops"),
+        ("[{chip: emu-s, devices: 2, link_gb_s: 0}]", "link_gb_s of emu-s is 0", "above 0"),
+        ("[{chip: emu-ss, devices: 2}]", "unknown chip 'emu-ss'", "emu-s"),
+    ],
+)
+def test_a_bad_cluster_is_told_what_to_write(
+    capsys: pytest.CaptureFixture[str], nodes: str, what: str, fix: str
+) -> None:
+    code, answer = ask(capsys, "action=plan", f"cluster.nodes={nodes}")
+    assert code == 2
+    assert any(what in fault["what"] and fix in fault["fix"] for fault in answer["faults"])
+
+
+def test_a_cluster_file_stands_in_for_the_block(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("machines.yaml").write_text("nodes:\n  - {chip: emu-l, devices: 2, network_gb_s: 1}\n")
+    code, answer = ask(capsys, "action=plan", "cluster=machines.yaml")
+    assert code == 0
+    assert {mesh["chip"] for mesh in answer["plan"]["decisions"]["meshes"]} == {"emu-l"}
+    Path("machines.yaml").write_text("nodes:\n  - {chip: emu-l, device: 2}\n")
+    code, answer = ask(capsys, "action=plan", "cluster=machines.yaml")
+    assert code == 2
+    assert answer["faults"][0]["where"].startswith("machines.yaml:2")
