@@ -8,6 +8,7 @@ matter. It never exceeds what a real completion takes.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from math import gcd, inf
 
 import numpy as np
@@ -22,11 +23,30 @@ MAX_IN_FLIGHT = 24
 """Places further from the end are taken to hold this many: less than they do."""
 
 
+class StageTimes:
+    """Times of stages by their number of layers, worked out as far as anybody has asked; for any limit."""
+
+    def __init__(self, relaxed: StageCosts) -> None:
+        self.costs = relaxed
+        self._times: dict[tuple[Side, int, bool], list[float]] = {}
+
+    def within(self, side: Side, in_flight: int, is_first: bool, threshold_s: float) -> list[float]:
+        """Of 1, 2, ... layers (0, 1, ... of a first stage), as far as they are within threshold and memory."""
+        times = self._times.setdefault((side, in_flight, is_first), [])
+        fewest = 0 if is_first else 1
+        while len(times) + fewest <= self.costs.work.shape.layers and (not times or times[-1] <= threshold_s):
+            work = Work(0, len(times) + fewest, embedding=is_first, head=False)
+            stage = self.costs.stage(side, work, in_flight)
+            times.append(stage.time_s if self.costs.fits(side, stage) else inf)
+        return times[: bisect_right(times, threshold_s)] if threshold_s < inf else [t for t in times if t < inf]
+
+
 class Bounds:
     """Least sums of stage times, for plans whose step takes less than ``limit_s``."""
 
-    def __init__(self, relaxed: StageCosts, options: list[Side], limit_s: float) -> None:
-        self._costs, self._limit_s = relaxed, limit_s
+    def __init__(self, stage_times: StageTimes, options: list[Side], limit_s: float) -> None:
+        self._stage_times, self._limit_s = stage_times, limit_s
+        self._costs = relaxed = stage_times.costs
         self._threshold_s = limit_s / relaxed.num_micro_batches
         self._num_layers = relaxed.work.shape.layers
         self._limit = min(relaxed.num_micro_batches, MAX_IN_FLIGHT)
@@ -133,14 +153,15 @@ class Bounds:
         """Times of stages of 1, 2, ... layers, as far as they are within threshold and memory."""
         key = side, in_flight
         if key not in self._known:
-            self._known[key] = self._read_times(side, in_flight)
+            self._known[key] = self._stage_times.within(side, in_flight, False, self._threshold_s)
         return self._known[key]
 
     def _first_times(self, side: Side, in_flight: int) -> Table:
         """Times of first stages of 0, 1, 2, ... layers."""
         key = side, in_flight
         if key not in self._known_first:
-            self._known_first[key] = np.array(self._read_times(side, in_flight, is_first=True))
+            times = self._stage_times.within(side, in_flight, True, self._threshold_s)
+            self._known_first[key] = np.array(times)
         return self._known_first[key]
 
     def _least_transfer_s(self, sender: int, receiver: int) -> float:
@@ -150,15 +171,6 @@ class Bounds:
             pairs = ((a, b) for a in self._options[sender] for b in self._options[receiver])
             self._transfers[key] = min((self._costs.transfer_s(a, b) for a, b in pairs), default=0.0)
         return self._transfers[key]
-
-    def _read_times(self, side: Side, in_flight: int, is_first: bool = False) -> list[float]:
-        times: list[float] = []
-        for layers in range(0 if is_first else 1, self._num_layers + 1):
-            stage = self._costs.stage(side, Work(0, layers, embedding=is_first, head=False), in_flight)
-            if stage.time_s > self._threshold_s or not self._costs.fits(side, stage):
-                break
-            times.append(stage.time_s)
-        return times
 
 
 def _min_plus(table: Table, row: Table) -> Table:

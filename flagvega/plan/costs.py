@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 Kind = Literal["embedding", "dense", "experts", "head"]
@@ -38,6 +39,14 @@ class Side:
     group: int
     """Index of the kind of chip in the machine."""
     degrees: Degrees
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.group, self.degrees))
+
+    def __hash__(self) -> int:
+        """Worked out once: the search looks sides up all the time."""
+        return self._hash
 
 
 class Costs(Protocol):

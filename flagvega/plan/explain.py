@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any
 
+from flagvega.errors import NoPlanError
 from flagvega.model.work import model_flops
 from flagvega.plan.search import search
 from flagvega.plan.simulate import Pipeline, period_s, simulate
@@ -164,8 +165,11 @@ def _alone(problem: Problem, group: int, chip: str) -> Other:
     groups = problem.machine.groups
     empty = tuple(its if i == group else replace(its, per_node=(0,)) for i, its in enumerate(groups))
     alone = replace(problem, machine=replace(problem.machine, groups=empty))
-    found = search(alone, lambda candidate: True, COMPARE_S)
     name = f"{groups[group].count} x {chip} alone"
+    try:
+        found = search(alone, lambda candidate: True, COMPARE_S)
+    except NoPlanError:
+        return Other(name, inf, "no plan was found in the time there was")
     if found is None:
         return Other(name, inf, "no plan: the model does not fit")
     return Other(name, found.total_s, f"{len(found.candidate.stages)} stages")

@@ -22,9 +22,17 @@ def refuse(problem: Problem, refusals: list[Fault]) -> NoReturn:
         raise NoPlanError(Fault("no degrees are legal for this model on these devices", "plan", _unpin(problem)))
     for factor in _MORE_MEMORY:
         roomy = _scaled(problem, factor)
-        if found := search(roomy, lambda candidate: True, _LOOK_S):
+        if found := _find(roomy):
             raise NoPlanError(_memory_fault(problem, roomy, found, factor))
     raise NoPlanError(Fault("no layout satisfies the constraints, whatever the memory", "plan", _unpin(problem)))
+
+
+def _find(problem: Problem) -> Found | None:
+    """A plan, if one is soon found."""
+    try:
+        return search(problem, lambda candidate: True, _LOOK_S)
+    except NoPlanError:
+        return None
 
 
 def _scaled(problem: Problem, factor: float) -> Problem:
@@ -63,6 +71,6 @@ def _unpin(problem: Problem) -> str:
         if all(getattr(choices, key) is None for key in change):
             continue
         freed = replace(problem, choices=replace(choices, **change))  # type: ignore[arg-type]
-        if search(freed, lambda candidate: True, _LOOK_S):
+        if _find(freed):
             return f"without {name} given there is a plan"
     return ""

@@ -12,16 +12,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
-from flagvega.plan.bounds import Bounds
+from flagvega.errors import Fault, NoPlanError
+from flagvega.plan.bounds import Bounds, StageTimes
 from flagvega.plan.costs import Side
 from flagvega.plan.simulate import lower_bound_s, simulate
 from flagvega.plan.space import Candidate, Problem, batch_sizes, cost_candidate, make_pipeline, sides
 from flagvega.plan.stages import StageCost, StageCosts, Work
 
-WIDEN = (1.03, 1.1, 1.25, 1.5, 2.0, 4.0, inf)
-"""Rounds look for plans below the bound of all plans times this."""
-FIRST_EXPANSIONS = 400
-"""Of one number of samples in the first round; four times as many in each round that follows."""
+STEP, HURRIED_STEP = 1.06, 1.25
+"""Looks for a first plan have limits that grow by this factor, and by the other when time runs short."""
+HURRY = 0.7
+"""Time runs short when less than this share of it is left."""
+PATIENCE = 3.0
+"""Until there is a first plan the search goes on for so many times its time."""
+NEAR = 1.01
+"""Looks for a better plan have a limit half way between the bound and the best, until these are this near."""
+MAX_LEVELS = 60
+"""After as many looks the limit is lifted: whatever exists is found."""
+FIRST_EXPANSIONS = 300
+"""Partial plans that a first look at some limit may expand; each look that it ends may twice as many next time."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +75,38 @@ class _Node:
     later: _Node | None = None
 
 
-def search(problem: Problem, accept: Callable[[Candidate], bool], limit_s: float) -> Found | None:
-    """The best plan whose layout is accepted; None when there is none at all within the time.
+def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float) -> Found | None:
+    """The best plan whose layout is accepted; None when there is none at all.
+
+    :raises NoPlanError: when the time is over before a first plan is found.
 
     ``accept`` is asked only about plans better than all before, and refuses what cannot be placed.
     """
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + time_s
     state = _State(problem, accept, deadline)
     batches = [batch for samples in batch_sizes(problem) if (batch := _Batch.of(problem, samples))]
-    for i, widen in enumerate(WIDEN):
-        least_s = min((batch.bound_s for batch in batches), default=inf)
-        if least_s == inf:
-            break
-        for batch in sorted(batches, key=lambda batch: batch.bound_s):
-            limit = min(state.best_s, least_s * widen)
-            if batch.bound_s < limit:
-                batch.bound_s = max(batch.bound_s, state.look(batch, limit, FIRST_EXPANSIONS * 4**i))
-        least_s = min(batch.bound_s for batch in batches)
-        if state.best_s <= least_s or time.monotonic() > deadline:
-            break
+    while batches and (left_s := deadline - time.monotonic()) > (0.0 if state.best else -PATIENCE * time_s):
+        rising = [batch for batch in batches if batch.level_s < state.best_s]
+        if rising:
+            batch = min(rising, key=lambda batch: batch.level_s)
+            batch.num_levels += 1
+            step = STEP if left_s > HURRY * time_s else HURRIED_STEP
+            limit_s = min(state.best_s, batch.level_s * step if batch.num_levels < MAX_LEVELS else inf)
+            batch.level_s = limit_s
+        else:
+            unproven = [batch for batch in batches if batch.bound_s < state.best_s]
+            if not unproven:
+                break
+            batch = min(unproven, key=lambda batch: batch.bound_s)
+            is_near = batch.bound_s * NEAR > state.best_s
+            limit_s = state.best_s if is_near else (batch.bound_s + state.best_s) / 2
+        if not state.look(batch, limit_s):
+            batch.max_expansions *= 2
     if state.best is None:
+        if any(batch.bound_s < inf for batch in batches):
+            raise NoPlanError(Fault("no layout was found in the time there was", "plan.time_s", "give it more seconds"))
         return None
-    bound_s = min(state.best_s, least_s)
+    bound_s = min(state.best_s, *(batch.bound_s for batch in batches))
     return Found(state.best, state.best_s, bound_s, state.num_simulated)
 
 
@@ -96,9 +115,14 @@ class _Batch:
     """All plans with one number of samples in a global micro-batch."""
 
     costs: StageCosts
-    relaxed: StageCosts
+    times: StageTimes
     options: list[Side]
     bound_s: float
+    """No plan of the batch is faster than this."""
+    level_s: float = 0.0
+    """Plans below this have been looked for, if not to the end."""
+    num_levels: int = 0
+    max_expansions: int = FIRST_EXPANSIONS
     bounds: dict[float, Bounds] = field(default_factory=dict)
 
     @classmethod
@@ -107,27 +131,27 @@ class _Batch:
         options = sides(problem, samples)
         if not options:
             return None
-        batch = cls(problem.stage_costs(samples), problem.stage_costs(samples, relaxed=True), options, 0.0)
-        batch.bound_s = batch._root_bound_s()
+        batch = cls(problem.stage_costs(samples), StageTimes(problem.stage_costs(samples, relaxed=True)), options, 0.0)
+        batch.bound_s = batch.level_s = batch._root_bound_s()
         return batch if batch.bound_s < inf else None
 
     def within(self, limit_s: float) -> Bounds:
         """Bounds for plans that take less than ``limit_s``."""
         if limit_s not in self.bounds:
-            self.bounds = {limit_s: Bounds(self.relaxed, self.options, limit_s)}
+            self.bounds = {limit_s: Bounds(self.times, self.options, limit_s)}
         return self.bounds[limit_s]
 
     def _root_bound_s(self) -> float:
         """The least limit, to a few per cent from below, within which all layers can be placed."""
-        loose = Bounds(self.relaxed, self.options, inf).root_s()
+        loose = Bounds(self.times, self.options, inf).root_s()
         if loose == inf:
             return inf
         low = high = self._fluid_s()
-        while Bounds(self.relaxed, self.options, high).root_s() == inf:
+        while Bounds(self.times, self.options, high).root_s() == inf:
             low, high = high, high * 1.3
         for _ in range(4):
             middle = (low + high) / 2
-            if Bounds(self.relaxed, self.options, middle).root_s() == inf:
+            if Bounds(self.times, self.options, middle).root_s() == inf:
                 low = middle
             else:
                 high = middle
@@ -139,7 +163,7 @@ class _Batch:
         for group, its in enumerate(self.costs.machine.groups):
             layer = Work(0, 1, embedding=False, head=False)
             least = min(
-                (self.relaxed.stage(side, layer, 1).time_s * side.degrees.size
+                (self.times.costs.stage(side, layer, 1).time_s * side.degrees.size
                  for side in self.options if side.group == group), default=inf
             )  # fmt: skip
             rate += its.count / least
@@ -155,14 +179,20 @@ class _State:
         self.best_s = inf
         self.num_simulated = 0
 
-    def look(self, batch: _Batch, limit_s: float, max_expansions: int) -> float:
-        """Look for plans below ``limit_s``; a bound on all plans of the batch."""
+    def look(self, batch: _Batch, limit_s: float) -> bool:
+        """Look for plans below ``limit_s``, raise the batch's bound by what is ruled out; whether to the end."""
+        open_s = self._look(batch, limit_s)
+        batch.bound_s = max(batch.bound_s, min(limit_s, open_s))
+        return open_s == inf
+
+    def _look(self, batch: _Batch, limit_s: float) -> float:
+        """The least bound of what is left to be looked at; infinite when that is nothing."""
         bounds = batch.within(limit_s)
         everything = (1 << len(self.problem.machine.groups)) - 1
         stack = [_Node(0.0, 0, self.problem.work.shape.layers, None, 0, everything, 0, 0.0, 0.0, 0.0, 0.0)]
         for expansions in range(10**12):
             if not stack:
-                return limit_s
+                return inf
             node = stack.pop()
             below_s = min(limit_s, self.best_s)
             if node.bound_s >= below_s:
@@ -171,8 +201,9 @@ class _State:
             if is_complete:
                 self._judge(node, batch, below_s)
                 continue
-            if expansions > max_expansions or time.monotonic() > self._deadline:
-                return min(below_s, node.bound_s, *(other.bound_s for other in stack))
+            is_late = self.best is not None and time.monotonic() > self._deadline
+            if expansions > batch.max_expansions or is_late:
+                return min(node.bound_s, *(other.bound_s for other in stack))
             children = [child for child in self._expand(node, batch, bounds, below_s) if child.bound_s < below_s]
             stack += sorted(children, key=lambda child: -child.bound_s)
         raise AssertionError("unreachable")

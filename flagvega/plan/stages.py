@@ -87,8 +87,15 @@ class StageCosts:
         """The kind of every decoder layer."""
         return layer_kinds(self.work.shape)
 
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether it does not matter which layers a stage has, only how many."""
+        return self.relaxed or len(set(self.layer_kinds)) == 1
+
     def stage(self, side: Side, work: Work, in_flight: int) -> StageCost:
         """A stage with up to ``in_flight`` micro-batches at once; it recomputes no more than it must."""
+        if self._alike and work.begin:
+            work = Work(0, work.num_layers, work.embedding, work.head)
         key = side, work, min(in_flight, self.num_micro_batches)
         if key not in self._stages:
             self._stages[key] = self._stage(*key)

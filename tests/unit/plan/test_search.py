@@ -16,7 +16,7 @@ def test_no_plan_of_a_small_problem_is_faster_than_the_one_found() -> None:
         problem = instances.draw(seed, max_layers=5, max_devices=2)
         least_s, number = brute.best(problem)
         sizes[len(str(number))] += 1
-        found = search(problem, lambda candidate: True, limit_s=60)
+        found = search(problem, lambda candidate: True, time_s=60)
         if found is None:
             assert least_s == float("inf"), seed
             continue
@@ -27,9 +27,9 @@ def test_no_plan_of_a_small_problem_is_faster_than_the_one_found() -> None:
 
 def test_a_refused_plan_gives_way_to_the_next_best() -> None:
     problem = instances.draw(2, max_layers=4, max_devices=2)
-    best = search(problem, lambda candidate: True, limit_s=20)
+    best = search(problem, lambda candidate: True, time_s=20)
     assert best is not None
-    second = search(problem, lambda candidate: candidate != best.candidate, limit_s=20)
+    second = search(problem, lambda candidate: candidate != best.candidate, time_s=20)
     assert second is not None
     assert second.total_s >= best.total_s
     assert second.candidate != best.candidate
