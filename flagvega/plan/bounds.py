@@ -19,7 +19,7 @@ from flagvega.plan.stages import StageCosts, Work
 
 Table = npt.NDArray[np.float64]
 
-MAX_IN_FLIGHT = 24
+MAX_IN_FLIGHT = 10
 """Places further from the end are taken to hold this many: less than they do."""
 
 

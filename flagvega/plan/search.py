@@ -21,6 +21,9 @@ from flagvega.plan.stages import StageCost, StageCosts, Work
 
 STEP, HURRIED_STEP = 1.06, 1.25
 """Looks for a first plan have limits that grow by this factor, and by the other when time runs short."""
+MAX_STAGES, COARSE_SHARE = 8, 0.5
+"""Where a kind of chip has more devices than this, plans with at most so many stages of it come first, for a share
+of the time: there are few of them."""
 HURRY = 0.7
 """Time runs short when less than this share of it is left."""
 PATIENCE = 3.0
@@ -82,10 +85,33 @@ def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float)
 
     ``accept`` is asked only about plans better than all before, and refuses what cannot be placed.
     """
-    deadline = time.monotonic() + time_s
-    state = _State(problem, accept, deadline)
-    batches = [batch for samples in batch_sizes(problem) if (batch := _Batch.of(problem, samples))]
-    while batches and (left_s := deadline - time.monotonic()) > (0.0 if state.best else -PATIENCE * time_s):
+    begin = time.monotonic()
+    state = _State(problem, accept, begin + time_s)
+    if any(group.count > MAX_STAGES for group in problem.machine.groups):
+        coarse = _batches(problem, lambda side: side.degrees.size * MAX_STAGES >= _count(problem, side))
+        _sweep(state, coarse, begin, time_s * COARSE_SHARE, patience=0.0)
+    batches = _batches(problem, lambda side: True)
+    _sweep(state, batches, begin, time_s, PATIENCE)
+    if state.best is None:
+        if any(batch.bound_s < inf for batch in batches):
+            raise NoPlanError(Fault("no layout was found in the time there was", "plan.time_s", "give it more seconds"))
+        return None
+    bound_s = min(state.best_s, *(batch.bound_s for batch in batches))
+    return Found(state.best, state.best_s, bound_s, state.num_simulated)
+
+
+def _count(problem: Problem, side: Side) -> int:
+    return problem.machine.groups[side.group].count
+
+
+def _batches(problem: Problem, keep: Callable[[Side], bool]) -> list[_Batch]:
+    return [batch for samples in batch_sizes(problem) if (batch := _Batch.of(problem, samples, keep))]
+
+
+def _sweep(state: _State, batches: list[_Batch], begin: float, time_s: float, patience: float) -> None:
+    """Look for plans in all batches, nearest bound first, until all is proven or the time since ``begin`` is over."""
+    deadline = begin + time_s
+    while batches and (left_s := deadline - time.monotonic()) > (0.0 if state.best else -patience * time_s):
         rising = [batch for batch in batches if batch.level_s < state.best_s]
         if rising:
             batch = min(rising, key=lambda batch: batch.level_s)
@@ -102,12 +128,6 @@ def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float)
             limit_s = state.best_s if is_near else (batch.bound_s + state.best_s) / 2
         if not state.look(batch, limit_s):
             batch.max_expansions *= 2
-    if state.best is None:
-        if any(batch.bound_s < inf for batch in batches):
-            raise NoPlanError(Fault("no layout was found in the time there was", "plan.time_s", "give it more seconds"))
-        return None
-    bound_s = min(state.best_s, *(batch.bound_s for batch in batches))
-    return Found(state.best, state.best_s, bound_s, state.num_simulated)
 
 
 @dataclass
@@ -126,9 +146,9 @@ class _Batch:
     bounds: dict[float, Bounds] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, problem: Problem, samples: int) -> _Batch | None:
+    def of(cls, problem: Problem, samples: int, keep: Callable[[Side], bool]) -> _Batch | None:
         """None when no stage of it can be held by anything."""
-        options = sides(problem, samples)
+        options = [side for side in sides(problem, samples) if keep(side)]
         if not options:
             return None
         batch = cls(problem.stage_costs(samples), StageTimes(problem.stage_costs(samples, relaxed=True)), options, 0.0)

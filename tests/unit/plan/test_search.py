@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
+from flagvega.plan.analytic import AnalyticCosts
 from flagvega.plan.search import search
 from tests.unit.plan import brute, instances
 
@@ -33,3 +35,17 @@ def test_a_refused_plan_gives_way_to_the_next_best() -> None:
     assert second is not None
     assert second.total_s >= best.total_s
     assert second.candidate != best.candidate
+
+
+def test_a_larger_cluster_gets_a_plan_that_fits_within_the_time() -> None:
+    small = instances.draw(2)
+    groups = tuple(replace(group, per_node=(8, 8), memory_bytes=10**12) for group in small.machine.groups)
+    problem = replace(small, machine=replace(small.machine, groups=groups))
+    problem = replace(problem, costs=AnalyticCosts(problem.work, problem.machine, True))
+    found = search(problem, lambda candidate: True, time_s=1)
+    assert found is not None
+    assert found.bound_s <= found.total_s < float("inf")
+    used = Counter[int]()
+    for side, _ in found.candidate.stages:
+        used[side.group] += side.degrees.size
+    assert all(count <= 16 for count in used.values())
