@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from flagvega.comm.pipe import StageGroup
 
 
 def mend() -> None:
     """Apply every repair; each is inert where the defect is not."""
-    for repair in (name_missing_gemm, convert_split_sizes, admit_missing_engine, count_router_tokens):
+    for repair in (
+        name_missing_gemm,
+        convert_split_sizes,
+        admit_missing_engine,
+        count_router_tokens,
+        exchange_uneven_parts,
+    ):
         repair()
 
 
@@ -71,3 +78,33 @@ def count_router_tokens() -> None:
         return applied
 
     TopKRouter.attach_and_log_load_balancing_loss, TopKRouter.apply_z_loss = attach_for_all_tokens, apply_undivided
+
+
+def exchange_uneven_parts() -> None:
+    """Expert tensor parallelism gathers, and scatters back, parts of unlike sizes; gloo knows alike ones only."""
+    from megatron.core.tensor_parallel import mappings
+
+    gather, scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def gather_parts(
+        part: torch.Tensor, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
+        if output_split_sizes is None or group.size() == 1 or dist.get_backend(group) != "gloo":
+            return gather(part, group, output_split_sizes, use_global_buffer)
+        whole = part.new_empty(sum(output_split_sizes), *part.shape[1:])
+        for i, piece in enumerate(whole.split(list(output_split_sizes))):
+            if i == group.rank():
+                piece.copy_(part)
+            dist.broadcast(piece, dist.get_global_rank(group, i), group=group)
+        return whole
+
+    def scatter_parts(
+        whole: torch.Tensor, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False
+    ) -> Any:
+        if input_split_sizes is None or group.size() == 1 or dist.get_backend(group) != "gloo":
+            return scatter(whole, group, input_split_sizes, use_global_buffer)
+        total = whole.clone()
+        dist.all_reduce(total, group=group)
+        return total.split(list(input_split_sizes))[group.rank()].clone()
+
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_parts, scatter_parts

@@ -53,6 +53,7 @@ EXPERTS = (
     "moe cp2 ep2 dp2 moe_z_loss_coeff=0.01",
     "moe tp2 ep2 etp1 sp",
     "moe tp2 etp2 sp moe_z_loss_coeff=0.01",
+    "moe tp2 ep2 etp2 sp dp2",
     "moe tp2 ep2 etp1 sp moe_shared_expert_intermediate_size=32",
     "moe dp2 | ep2 dp2",
     "moe ep2 dp2 | tp2 ep2 etp1 sp",
