@@ -27,12 +27,17 @@ HASH_BLOCK_BYTES = 1 << 20
 
 def write_text(path: str | Path, text: str, mode: int = 0o644) -> None:
     """Replace a file by ``text`` in one step: a crash leaves the old content or the new one."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_bytes(path: str | Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file by ``content`` in one step."""
     path = Path(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(descriptor)
         os.replace(name, path)

@@ -10,11 +10,12 @@ from flagvega.errors import ConfigError, Fault
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.explain import binding, predict
 from flagvega.plan.planner import estimate_plan
+from flagvega.report.pictures import write_pictures
 from flagvega.report.planning import memory_table, outlook_table, seconds
 
 
 def act(call: Call) -> Answer:
-    """Predict the plan that a run would have."""
+    """Predict the plan that a run would have, and draw it."""
     spec, cluster, plan = decide_plan(call.spec, call.engine)
     if plan.schedule == "interleaved":
         raise ConfigError(Fault("interleaved schedules are not predicted", "plan", "leave virtual stages out"))
@@ -30,5 +31,8 @@ def act(call: Call) -> Answer:
         "predicted from data sheets; nothing was measured on these chips",
         *(f"assumed: {what}" for what in problem.machine.assumed),
     ]
-    document = {"plan": plan_to_json(replace(plan, predictions=facts)), "too_large": full}
-    return Answer(document, (outlook_table(outlook, problem, title), memory_table(outlook, problem), *lines))
+    tables = [outlook_table(outlook, problem, title), memory_table(outlook, problem)]
+    pictures = write_pictures(spec.exp_dir, plan, outlook, problem, title, lines, tables)
+    predicted = plan_to_json(replace(plan, predictions=facts))
+    document = {"plan": predicted, "too_large": full, "pictures": list(pictures.files)}
+    return Answer(document, (*tables, *lines, *pictures.lines))

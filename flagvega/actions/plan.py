@@ -8,7 +8,7 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
+from rich.table import Table
 
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import check_open
@@ -17,6 +17,7 @@ from flagvega.layout.codec import plan_to_json
 from flagvega.plan.explain import Other, binding, others
 from flagvega.plan.planner import Planned, plan_spec
 from flagvega.records import write_json
+from flagvega.report.pictures import Pictures, write_pictures
 from flagvega.report.planning import memory_table, others_table, outlook_table, seconds
 
 PLAN_FILE = "plan.json"
@@ -35,12 +36,16 @@ def act(call: Call) -> Answer:
         write_json(path, plan_to_json(planned.plan))
     except OSError as error:
         raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
-    return Answer(_document(planned, compared, path), _shown(planned, compared, path))
+    title, tables, facts = _title(planned), _tables(planned, compared), _facts(planned)
+    pictures = write_pictures(spec.exp_dir, planned.plan, planned.outlook, planned.problem, title, facts, tables)
+    written = f"written to {path}; run it with plan={path}, or with plan=auto"
+    return Answer(_document(planned, compared, path, pictures), (*tables, *facts, written, *pictures.lines))
 
 
-def _document(planned: Planned, compared: list[Other], path: Path) -> dict[str, Any]:
+def _document(planned: Planned, compared: list[Other], path: Path, pictures: Pictures) -> dict[str, Any]:
     return {
         "file": str(path),
+        "pictures": list(pictures.files),
         "plan": plan_to_json(planned.plan),
         "limited_by": binding(planned.outlook, planned.problem),
         "compared": [
@@ -60,23 +65,27 @@ def unused(planned: Planned) -> dict[str, int]:
     return {chip: count for chip, count in idle.items() if count}
 
 
-def _shown(planned: Planned, compared: list[Other], path: Path) -> tuple[RenderableType | str, ...]:
-    facts, found, problem = planned.plan.predictions, planned.found, planned.problem
-    title = f"plan: {seconds(found.total_s)} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
+def _title(planned: Planned) -> str:
+    facts = planned.plan.predictions
+    step = seconds(planned.found.total_s)
+    return f"plan: {step} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
+
+
+def _facts(planned: Planned) -> tuple[str, ...]:
+    found, problem = planned.found, planned.problem
     proof = "no layout in the space is faster by the same costs" if found.gap == 0 else (
         f"another layout could be faster by at most {found.gap:.1%}: the search ended before it had proven more"
     )  # fmt: skip
-    lines = [
+    return (
         f"limited by {binding(planned.outlook, problem)}",
         proof,
         *(f"left idle, for it is faster without: {count} x {chip}" for chip, count in unused(planned).items()),
         "predicted from data sheets; nothing was measured on these chips",
         *(f"assumed: {what}" for what in problem.machine.assumed),
-        f"written to {path}; run it with plan={path}, or with plan=auto",
-    ]
-    tables: list[RenderableType | str] = [
-        outlook_table(planned.outlook, problem, title), memory_table(planned.outlook, problem)
-    ]  # fmt: skip
-    if compared:
-        tables.append(others_table(compared, found.total_s))
-    return (*tables, *lines)
+    )
+
+
+def _tables(planned: Planned, compared: list[Other]) -> list[Table]:
+    outlook, problem = planned.outlook, planned.problem
+    tables = [outlook_table(outlook, problem, _title(planned)), memory_table(outlook, problem)]
+    return [*tables, others_table(compared, planned.found.total_s)] if compared else tables

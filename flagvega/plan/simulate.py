@@ -39,6 +39,8 @@ class Simulated:
     """When each stage's last backward pass ends."""
     events: tuple[tuple[int, str, int, float, float], ...] = ()
     """(stage, ``F`` or ``B``, micro-batch, begin, end), when asked for."""
+    messages: tuple[tuple[int, str, int, float, float], ...] = ()
+    """(boundary, ``F`` onwards or ``B`` back, micro-batch, begin, end), when asked for."""
 
 
 def simulate(pipeline: Pipeline, with_events: bool = False) -> Simulated:
@@ -53,6 +55,7 @@ def simulate(pipeline: Pipeline, with_events: bool = False) -> Simulated:
     clock, link_f, link_b = [0.0] * num, [0.0] * num, [0.0] * num
     done_f, done_b = [0] * num, [0] * num
     events: list[tuple[int, str, int, float, float]] = []
+    messages: list[tuple[int, str, int, float, float]] = []
     waiting = list(range(num - 1, -1, -1))
     while waiting:
         s = waiting.pop()
@@ -73,6 +76,8 @@ def simulate(pipeline: Pipeline, with_events: bool = False) -> Simulated:
                     in_b.append(now)
                 if with_events:
                     events.append((s, "F", forwards, begin, now))
+                    if s < last:
+                        messages.append((s, "F", forwards, link_f[s] - c[s], link_f[s]))
                 forwards += 1
             else:
                 if len(in_b) <= backwards:
@@ -85,6 +90,8 @@ def simulate(pipeline: Pipeline, with_events: bool = False) -> Simulated:
                     moved_b = True
                 if with_events:
                     events.append((s, "B", backwards, begin, now))
+                    if s > 0:
+                        messages.append((s - 1, "B", backwards, link_b[s] - c[s - 1], link_b[s]))
                 backwards += 1
         clock[s], done_f[s], done_b[s] = now, forwards, backwards
         if moved_b:
@@ -92,7 +99,7 @@ def simulate(pipeline: Pipeline, with_events: bool = False) -> Simulated:
         if moved_f:
             waiting.append(s + 1)
     end = max(finish + left for finish, left in zip(clock, pipeline.reduction, strict=True))
-    return Simulated(end + max(pipeline.optimizer), tuple(clock), tuple(events))
+    return Simulated(end + max(pipeline.optimizer), tuple(clock), tuple(events), tuple(messages))
 
 
 def period_s(pipeline: Pipeline) -> float:

@@ -32,10 +32,10 @@ def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
         table.add_row(
             str(i), "+".join(words), group.chip, str(side.degrees.size), degrees_of(side),
             str(outlook.candidate.samples // side.degrees.dp), str(outlook.pipeline.in_flight[i]),
-            _milliseconds(stage.forward_s), _milliseconds(stage.backward_s), f"{outlook.idle[i]:.0%}",
+            seconds(stage.forward_s), seconds(stage.backward_s), f"{outlook.idle[i]:.0%}",
             f"{stage.memory.total / _GIB:.3g} of {group.memory_bytes / _GIB:.3g} GiB",
             f"{stage.recomputed} of {work.num_layers}" if stage.recomputed else "none",
-            "" if is_last else f"{_milliseconds(outlook.pipeline.transfer[i])}{slow}",
+            "" if is_last else f"{seconds(outlook.pipeline.transfer[i])}{slow}",
         )  # fmt: skip
     return table
 
@@ -70,7 +70,3 @@ def degrees_of(side: Side) -> str:
 def seconds(value: float) -> str:
     """``1.23 s``, or milliseconds below one."""
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def _milliseconds(value_s: float) -> str:
-    return f"{value_s * 1e3:.3g} ms"
