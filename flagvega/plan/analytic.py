@@ -1,7 +1,7 @@
 """Costs from data sheets: matrix products and bytes against a chip's peak, messages against links.
 
-Nothing here has been measured on the chip at hand. Assumptions: a chip sustains at most
-``MAX_EFFICIENCY`` of its dense peak, less with narrow matrices; a collective is a ring.
+Nothing here has been measured on the chip at hand. Assumptions: a chip sustains a share of its dense peak
+(fitted to published runs, :mod:`flagvega.plan.calibration`), less with narrow matrices; a collective is a ring.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 
 from flagvega.model.work import Work, backward, embedding_work, head_work, layer_work
 from flagvega.model.workload import Workload
+from flagvega.plan.calibration import Calibration, calibration
 from flagvega.plan.costs import Degrees, Kind, Side
 from flagvega.plan.machine import Group, Link, Machine
 
-MAX_EFFICIENCY = 0.68
-HALF_WIDTH = 160.0
-"""Matrices that are this narrow run at half of :data:`MAX_EFFICIENCY`."""
 LAUNCH_S = 20e-6
 """Start-up of one layer's kernels beyond what hides behind the products."""
 OPTIMIZER_BYTES = 28.0
@@ -31,6 +29,7 @@ class AnalyticCosts:
     work: Workload
     machine: Machine
     distributed_optimizer: bool
+    constants: Calibration = field(default_factory=calibration)
     _layers: dict[Kind, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,8 +92,12 @@ class AnalyticCosts:
         return once_s if self.distributed_optimizer else 2 * once_s
 
     def _replica_link(self, group: int, degrees: Degrees) -> Link:
+        """Over several nodes each of ``tp`` rings has its share of all network ports of a node."""
         its = self.machine.groups[group]
-        return its.link if degrees.size <= its.node_size else its.network
+        if degrees.size <= its.node_size:
+            return its.link
+        ports = max(1, its.node_size // degrees.tp)
+        return Link(its.network.latency_s, min(its.link.bytes_per_s, ports * its.network.bytes_per_s))
 
     def _work(self, kind: Kind, degrees: Degrees, samples: int) -> Work:
         work, shape = self.work, self.work.shape
@@ -110,7 +113,8 @@ class AnalyticCosts:
     def _compute_s(self, group: int, kind: Kind, degrees: Degrees, work: Work) -> float:
         its: Group = self.machine.groups[group]
         width = self.work.shape.hidden / degrees.tp
-        efficiency = MAX_EFFICIENCY * width / (width + HALF_WIDTH)
+        constants = self.constants
+        efficiency = constants.efficiency_of(its.chip, self.work.dtype) * width / (width + constants.half_width)
         products_s = work.flops / (its.flops_per_s * efficiency)
         return max(products_s, work.num_bytes / its.memory_bytes_per_s) + LAUNCH_S
 
@@ -129,7 +133,7 @@ class AnalyticCosts:
         if kind == "experts" and degrees.ep > 1 and shape.experts is not None:
             sent = tokens / degrees.tp * shape.experts.topk * shape.hidden * size
             total_s += 2 * _ring_s(self._replica_link(group, degrees), sent, degrees.ep)
-        return total_s
+        return total_s / self.constants.link_share
 
 
 def _ring_s(link: Link, num_bytes: float, ranks: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flagvega.errors import NoPlanError
 from flagvega.model.work import model_flops
+from flagvega.plan.calibration import calibration
 from flagvega.plan.search import search
 from flagvega.plan.simulate import Pipeline, period_s, simulate
 from flagvega.plan.space import Candidate, Problem, cost_candidate, make_pipeline
@@ -70,7 +71,7 @@ def predict(outlook: Outlook, problem: Problem, bound_s: float | None = None) ->
         "mfu": flops / outlook.total_s / peak,
         "num_micro_batches": outlook.pipeline.num_micro_batches,
         "period_s": period_s(outlook.pipeline),
-        "source": "data sheets, not measured",
+        "source": calibration().describe((groups[side.group].chip for side in sides), work.dtype),
         "assumed": list(problem.machine.assumed),
         "stages": [
             {
