@@ -28,7 +28,7 @@ def act(call: Call) -> Answer:
     lines = [
         f"limited by {binding(outlook, problem)}",
         *(f"stage {i} does not fit into its devices' memory" for i in full),
-        "predicted from data sheets; nothing was measured on these chips",
+        f"predicted from {facts['source']}",
         *(f"assumed: {what}" for what in problem.machine.assumed),
     ]
     tables = [outlook_table(outlook, problem, title), memory_table(outlook, problem)]

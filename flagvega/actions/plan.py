@@ -80,7 +80,7 @@ def _facts(planned: Planned) -> tuple[str, ...]:
         f"limited by {binding(planned.outlook, problem)}",
         proof,
         *(f"left idle, for it is faster without: {count} x {chip}" for chip, count in unused(planned).items()),
-        "predicted from data sheets; nothing was measured on these chips",
+        f"predicted from {planned.plan.predictions['source']}",
         *(f"assumed: {what}" for what in problem.machine.assumed),
     )
 
