@@ -20,6 +20,7 @@ from backends.megatron.moments import read_moments, state_names, write_moments
 from backends.megatron.progress import Position
 from backends.megatron.trainer import Trainer
 from flagvega.errors import Fault, VerdictError
+from flagvega.layout.codec import plan_hash
 from flagvega.records import read_json, verify_manifest, write_json, write_manifest
 
 STATE = "state.json"
@@ -199,8 +200,6 @@ def _sharded_moments(trainer: Trainer, model: Mapping[str, Any], names: tuple[st
 
 
 def _describe(trainer: Trainer, position: Position, names: tuple[str, ...]) -> dict[str, Any]:
-    from flagvega.layout.codec import plan_hash
-
     return {
         "schema": SCHEMA,
         **asdict(position),
@@ -263,8 +262,6 @@ def _restore_scaler(optimizer: Any, state: Mapping[str, Any]) -> None:
 
 def _restore_randomness(trainer: Trainer, path: Path, state: Mapping[str, Any]) -> None:
     """Dropout goes on with the same numbers only where every rank still does the same work."""
-    from flagvega.layout.codec import plan_hash
-
     file = path / "rng" / f"rank-{dist.get_rank()}.pt"
     if state["plan"] == plan_hash(trainer.plan) and file.exists():
         rng = torch.load(file, weights_only=True)

@@ -70,7 +70,7 @@ def build_groups(plan: Plan, me: Place, backends: dict[int, str]) -> Groups:
         **mine, mp=world, tp_ep_pp=world, intra_dist_opt=world, inter_dist_opt=None, embd=None, pos_embd=None
     )
     _set_globals(collection, me, len(plan.stages), len(plan.chain) // len(plan.stages))
-    return Groups(collection, _boundary_groups(plan, maker, backends), _tied_group(plan, maker))
+    return Groups(collection, _boundary_groups(plan, backends), _tied_group(plan, maker))
 
 
 def _stage_groups(maker: GroupMaker, ranks: list[int], mesh: Any, backend: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _pipeline_group(plan: Plan, me: Place, maker: GroupMaker, backends: dict[int
     return maker.find(columns, backends[me.mesh.id])
 
 
-def _boundary_groups(plan: Plan, maker: GroupMaker, backends: dict[int, str]) -> tuple[tuple[Any, Any], ...]:
+def _boundary_groups(plan: Plan, backends: dict[int, str]) -> tuple[tuple[Any, Any], ...]:
     """Two groups (forward, backward) per boundary; host memory and CPUs share the default group."""
     found: list[tuple[Any, Any]] = []
     for i, boundary in enumerate(plan.boundaries):

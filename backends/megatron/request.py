@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from backends.megatron import vocabulary
 from backends.megatron.arguments import complete
 from backends.megatron.pipeline import read_pipeline
 from backends.megatron.recompute import read_recompute
-from backends.megatron.vocabulary import vocab_size
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.request import LayoutRequest, MeshRequest
@@ -65,14 +65,12 @@ def read_request(spec: Spec) -> LayoutRequest:
 
 
 def padded_vocab_size(spec: Spec, settings: Mapping[str, Any]) -> int:
-    """The vocabulary rounded up to ``make_vocab_size_divisible_by``: the same on any layout."""
+    """:func:`vocabulary.padded_vocab_size`, its faults at the places of the YAML."""
     try:
-        size = vocab_size(settings)
+        return vocabulary.padded_vocab_size(settings)
     except ConfigError as error:
         located = [replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in error.faults]
         raise ConfigError(located) from error
-    multiple = settings["make_vocab_size_divisible_by"]
-    return int(-(-size // multiple) * multiple)
 
 
 def _gather(faults: list[Fault], read: Any, *arguments: Any) -> Any:

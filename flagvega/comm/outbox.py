@@ -17,13 +17,11 @@ class Outbox:
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        self.bytes_sent = 0
         self._leaving: deque[tuple[Any, torch.Tensor]] = deque()
         self._queue: queue.Queue[tuple[torch.Tensor, int, float]] | None = None
 
     def post(self, block: torch.Tensor, peer: int, duration_s: float = 0.0) -> None:
         """Send ``block`` to ``peer``; the link is busy with it for ``duration_s``, one message at a time."""
-        self.bytes_sent += block.numel() * block.element_size()
         if duration_s:
             self._delayed().put((block, peer, duration_s))
         else:

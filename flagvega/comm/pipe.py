@@ -94,11 +94,6 @@ class Pipe:
                 side.outbox.finish()
 
     @property
-    def bytes_sent(self) -> int:
-        """Bytes that this rank has handed to its neighbours so far."""
-        return sum(side.outbox.bytes_sent for side in (self.before, self.after) if side is not None)
-
-    @property
     def wait_s(self) -> float:
         """Seconds spent waiting for neighbours so far."""
         return sum(side.wait_s for side in (self.before, self.after) if side is not None)
