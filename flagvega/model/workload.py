@@ -38,6 +38,19 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class KeptMesh:
+    """A mesh that the user wants as it is, wherever its chip comes in the pipeline."""
+
+    chip: str
+    tp: int
+    cp: int
+    ep: int
+    etp: int
+    dp: int
+    pp: int
+
+
+@dataclass(frozen=True)
 class Choices:
     """What the planner may choose; None or several entries are open, one entry is a pin."""
 
@@ -55,6 +68,11 @@ class Choices:
     distributed_optimizer: bool = True
     slow_boundaries: bool = True
     """Boundaries between unlike chips may keep one more micro-batch in flight."""
+    max_tp: int | None = None
+    order: tuple[str, ...] | None = None
+    """Chips in pipeline order; those that a plan leaves out are skipped."""
+    kept: tuple[KeptMesh, ...] = ()
+    """At most one for each chip."""
 
 
 @dataclass(frozen=True)
