@@ -12,6 +12,19 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What of an engine's kernels decides memory and time."""
+
+    keeps_scores: bool = False
+    """Attention writes the scores of all pairs of tokens to memory and keeps their softmax."""
+    repeats_attention: bool = False
+    """Selective recompute: attention is computed again in the backward pass, and keeps no scores for it."""
+    fused: bool = False
+    """As Transformer Engine does: rotation keeps its results only, the loss overwrites its logits, and one unused
+    gradient is kept for every shape of weight."""
+
+
+@dataclass(frozen=True)
 class Workload:
     """One training step of a model."""
 
@@ -30,6 +43,7 @@ class Workload:
     """State of one parameter: moments, and a master copy where weights are not fp32."""
     overlap_reduction: bool = False
     """Gradients are reduced while the last micro-batch is still in its backward pass."""
+    kernels: Kernels = Kernels()
 
     @property
     def element_bytes(self) -> int:
@@ -73,6 +87,12 @@ class Choices:
     """Chips in pipeline order; those that a plan leaves out are skipped."""
     kept: tuple[KeptMesh, ...] = ()
     """At most one for each chip."""
+    virtual_stages: int | None = None
+    """Chunks of every stage: 1 is plain 1F1B, more are interleaved."""
+    layers_per_chunk: int | None = None
+    """The same in every chunk of an interleaved schedule."""
+    can_interleave: bool = False
+    """The engine runs interleaved schedules."""
 
 
 @dataclass(frozen=True)

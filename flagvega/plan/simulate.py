@@ -41,6 +41,8 @@ class Simulated:
     """(stage, ``F`` or ``B``, micro-batch, begin, end), when asked for."""
     messages: tuple[tuple[int, str, int, float, float], ...] = ()
     """(boundary, ``F`` onwards or ``B`` back, micro-batch, begin, end), when asked for."""
+    chunks: tuple[int, ...] = ()
+    """The chunk of every event, where stages have several."""
 
 
 def simulate(pipeline: Pipeline, with_events: bool = False) -> Simulated:

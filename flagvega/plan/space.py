@@ -41,8 +41,15 @@ class Candidate:
     stages: tuple[tuple[Side, Work], ...]
     slow: tuple[int, ...]
 
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of every stage; several are an interleaved schedule."""
+        return 1 + len(self.stages[0][1].later)
+
     def in_flight(self, stage: int) -> int:
-        """Micro-batches that a stage may hold."""
+        """Micro-batches that a stage may hold; interleaved, pairs of micro-batch and chunk."""
+        if self.num_chunks > 1:
+            return 2 * (len(self.stages) - 1 - stage) + (self.num_chunks - 1) * len(self.stages) + 1
         return len(self.stages) - stage + sum(boundary >= stage for boundary in self.slow)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 
 from flagvega.layout.plan import Recompute
@@ -21,11 +21,33 @@ class Work:
     end: int
     embedding: bool
     head: bool
+    later: tuple[Work, ...] = ()
+    """More chunks of the same stage, in model order; the embedding is in its first, the head in its last."""
 
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
-        return self.end - self.begin
+        own = self.end - self.begin
+        return own + sum(chunk.num_layers for chunk in self.later) if self.later else own
+
+    @property
+    def chunks(self) -> tuple[Work, ...]:
+        """All chunks of the stage."""
+        return replace(self, later=()), *self.later
+
+    @property
+    def has_head(self) -> bool:
+        """Whether some chunk has the head."""
+        return self.chunks[-1].head
+
+
+@dataclass(frozen=True)
+class ChunkCost:
+    """One of several chunks of a stage, for one micro-batch."""
+
+    forward_s: float
+    backward_s: float
+    recomputed: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,8 @@ class StageCost:
     recomputed: int
     """Decoder layers that are computed again, the first ones of the stage."""
     memory: Memory
+    chunks: tuple[ChunkCost, ...] = ()
+    """Where the stage has several."""
 
     @property
     def time_s(self) -> float:
@@ -75,6 +99,7 @@ class StageCosts:
     """Every layer costs, and holds, the least that any kind of layer does: for bounds."""
     _parts: dict[Side, Parts] = field(default_factory=dict)
     _stages: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
+    _chunks: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
     _transfers: dict[tuple[Side, Side], float] = field(default_factory=dict)
 
     @property
@@ -101,6 +126,15 @@ class StageCosts:
             self._stages[key] = self._stage(*key)
         return self._stages[key]
 
+    def chunk(self, side: Side, work: Work, recomputed: int) -> StageCost:
+        """One of several chunks of a stage, with one micro-batch."""
+        if self._alike and work.begin:
+            work = Work(0, work.num_layers, work.embedding, work.head)
+        key = side, work, recomputed
+        if key not in self._chunks:
+            self._chunks[key] = self._with_recompute(side, work, 1, recomputed)
+        return self._chunks[key]
+
     def fits(self, side: Side, stage: StageCost) -> bool:
         """Whether a stage has room on its devices."""
         return stage.memory.total <= self.machine.groups[side.group].memory_bytes
@@ -119,7 +153,7 @@ class StageCosts:
 
     def _stage(self, side: Side, work: Work, in_flight: int) -> StageCost:
         if self.pinned is not None:
-            return self._with_recompute(side, work, in_flight, _pinned_layers(self.pinned, work.num_layers))
+            return self._with_recompute(side, work, in_flight, pinned_layers(self.pinned, work.num_layers))
         limit = self.machine.groups[side.group].memory_bytes
         first = self._with_recompute(side, work, in_flight, 0)
         excess = first.memory.total - limit
@@ -169,6 +203,15 @@ class StageCosts:
         ends: list[Kind] = ["embedding"] if work.embedding else []
         return [*ends, "head"] if work.head else ends
 
+    def _held(self, side: Side, kind: Kind, samples: int) -> Held:
+        """What a part holds: by its shape, but for saved activations that were measured."""
+        its = held(self.work, kind, side.degrees, samples)
+        saved = self.costs.activation_bytes(side.group, kind, side.degrees, samples)
+        if saved is None:
+            return its
+        beyond = max(0.0, its.activation + its.workspace - saved) if its.workspace else 0.0
+        return replace(its, activation=saved, workspace=beyond)
+
     def _make_parts(self, side: Side) -> Parts:
         samples = self.samples // side.degrees.dp
         present: tuple[Kind, ...] = ("embedding", *dict.fromkeys(self.layer_kinds), "head")
@@ -176,7 +219,7 @@ class StageCosts:
             kind: (
                 self.costs.forward_s(side.group, kind, side.degrees, samples),
                 self.costs.backward_s(side.group, kind, side.degrees, samples),
-                held(self.work, kind, side.degrees, samples),
+                self._held(side, kind, samples),
             )
             for kind in present
         }
@@ -205,7 +248,7 @@ def _least(parts: list[tuple[float, float, Held]]) -> tuple[float, float, Held]:
     )
 
 
-def _pinned_layers(pinned: tuple[Recompute, ...], num_layers: int) -> int:
+def pinned_layers(pinned: tuple[Recompute, ...], num_layers: int) -> int:
     """Layers that a given recompute repeats at most; attention alone keeps no scores and counts as none."""
     full = [part for part in pinned if part.granularity == "full"]
     if any(part.method == "uniform" for part in full):
