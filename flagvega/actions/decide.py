@@ -105,17 +105,10 @@ def is_automatic(spec: Spec) -> bool:
     return bool(spec.blocks.get("plan", {}).get("file") == "auto")
 
 
-def check_open(spec: Spec, engine: Engine) -> None:
-    """ConfigError with the faults that a spec has whatever layout is chosen for it."""
-    if faults := engine.check(engine.settle(spec, None)):
-        raise ConfigError(faults)
-
-
 def _choose_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:
     # Only those who plan wait for the search to be imported.
     from flagvega.plan.planner import plan_spec
 
-    check_open(spec, engine)
     planned = plan_spec(spec, engine)
     return planned.spec, planned.cluster, planned.plan
 

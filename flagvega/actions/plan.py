@@ -11,7 +11,6 @@ from typing import Any
 from rich.table import Table
 
 from flagvega.actions.call import Answer, Call
-from flagvega.actions.decide import check_open
 from flagvega.errors import PreflightError
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.explain import Other, binding, others
@@ -27,7 +26,6 @@ def act(call: Call) -> Answer:
     """Plan, whatever ``plan`` says in the YAML, and write ``<exp_dir>/plan.json``."""
     call_spec = call.spec
     spec = replace(call_spec, blocks={**call_spec.blocks, "plan": {**call_spec.blocks.get("plan", {}), "file": "auto"}})
-    check_open(spec, call.engine)
     planned = plan_spec(spec, call.engine)
     compared = others(planned.outlook, planned.problem)
     path = spec.exp_dir / PLAN_FILE
@@ -81,7 +79,7 @@ def _facts(planned: Planned) -> tuple[str, ...]:
         proof,
         *(f"left idle, for it is faster without: {count} x {chip}" for chip, count in unused(planned).items()),
         f"predicted from {planned.plan.predictions['source']}",
-        *(f"assumed: {what}" for what in problem.machine.assumed),
+        *(f"assumed: {what}" for what in planned.plan.predictions["assumed"]),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from flagvega.cluster.hostfile import HostLine, read_hostfile
 from flagvega.cluster.nodes import Cluster, Node
+from flagvega.config.report import COMMAND_LINE
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.request import LayoutRequest, MeshRequest
@@ -36,14 +37,23 @@ def _from_block(entries: Sequence[Mapping[str, Any]], spec: Spec) -> Cluster:
     nodes: dict[str, list[str]] = {}
     faults: list[Fault] = []
     for i, entry in enumerate(entries):
-        count = entry.get("count", 1)
-        chips = [_chip_name(entry["chip"], _where(spec, f"cluster.nodes[{i}].chip"), faults)] * entry.get("devices", 1)
-        host = entry.get("host", LOCALHOST)
-        for host_of in [host] if count == 1 else [f"{host}-{j}" for j in range(count)]:
-            nodes.setdefault(host_of, []).extend(chips)
+        chips = [_chip_name(entry["chip"], where_of(spec, f"cluster.nodes[{i}].chip"), faults)]
+        chips *= entry.get("devices", 1)
+        for host in _hosts(entry, where_of(spec, f"cluster.nodes[{i}].hosts"), faults):
+            nodes.setdefault(host, []).extend(chips)
     if faults:
         raise ConfigError(faults)
     return Cluster(tuple(Node(host, tuple(chips)) for host, chips in nodes.items()))
+
+
+def _hosts(entry: Mapping[str, Any], where: str, faults: list[Fault]) -> Sequence[str]:
+    """The hosts of an entry."""
+    host, count, hosts = entry.get("host", LOCALHOST), entry.get("count", 1), entry.get("hosts", ())
+    if hosts and (host != LOCALHOST or count > 1):
+        faults.append(Fault("'hosts' names each host, so 'host' and 'count' say it twice", where, "keep 'hosts' alone"))
+    if twice := [name for name, number in Counter(hosts).items() if number > 1]:
+        faults.append(Fault(f"host {twice[0]} is named twice", where, "name each host once"))
+    return hosts or ([host] if count == 1 else [f"{host}-{i}" for i in range(count)])
 
 
 def _from_hostfile(path: Path, spec: Spec, request: LayoutRequest) -> Cluster:
@@ -115,11 +125,15 @@ def _chip_name(name: str, where: str, faults: list[Fault]) -> str:
         return name
 
 
-def _where(spec: Spec, path: str) -> str:
+def where_of(spec: Spec, path: str) -> str:
     """The nearest place known of a key path: that of the entry, or of a block it is in."""
-    while path not in spec.where and ("." in path or "[" in path):
-        path = path[: max(path.rfind("."), path.rfind("["))]
-    return spec.where.get(path, path)
+    near = path
+    while near not in spec.where and ("." in near or "[" in near):
+        near = near[: max(near.rfind("."), near.rfind("["))]
+    place = spec.where.get(near)
+    if place is None:
+        return path
+    return place if place.startswith(COMMAND_LINE) else place + path.removeprefix(near)
 
 
 def _is_given(spec: Spec, key: str) -> bool:

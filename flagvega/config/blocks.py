@@ -10,6 +10,82 @@ from flagvega.config.spec import Commands, Runner, Task
 
 
 @dataclass(frozen=True)
+class TuneControl:
+    """``experiment.auto_tuner.control``: how long to measure, and when to stop."""
+
+    train_iters: int = field(default=5, metadata={"minimum": 2})
+    """Steps of a trial that are measured before it may be judged."""
+    warmup_iters: int = field(default=2, metadata={"minimum": 0})
+    """Steps of a trial that are taken before and not measured."""
+    max_iters: int = field(default=40, metadata={"minimum": 2})
+    """Steps that are measured at most, while the mean is not certain enough."""
+    confidence: float = 0.02
+    """A trial is certain enough when the mean of its steps is known to this share of it (95 % confidence)."""
+    max_time_per_task: int = field(default=300, metadata={"minimum": 1})
+    """Seconds that a trial may take, its start included; one that takes more counts as hanging."""
+    max_time: int | None = field(default=None, metadata={"minimum": 1})
+    """Seconds that all trials may take together."""
+    max_trials: int | None = field(default=None, metadata={"minimum": 1})
+    """Trials at most."""
+    patience: int | None = field(default=8, metadata={"minimum": 1})
+    """Trials in a row without a better one after which the search ends; `grid` has none."""
+    interval: int = field(default=10, metadata={"minimum": 1})
+    """FlagScale's seconds between two looks at a trial: read, and not used."""
+    run_best: bool = True
+    """Start the best configuration when the search has ended."""
+    parallel: int = field(default=1, metadata={"minimum": 1})
+    """Trials at once, on disjoint devices, where a trial leaves room for another."""
+
+
+@dataclass(frozen=True)
+class TuneAlgo:
+    """``experiment.auto_tuner.algo``: in which order candidates are tried."""
+
+    name: Literal["guided", "grid", "random", "optuna"] = "guided"
+    """`guided`: what the planner predicts, corrected by every trial. `grid`: all of them, in FlagScale's order.
+    `optuna`: Optuna's sampler, for spaces that the planner knows nothing about."""
+    priority: Literal["memory", "performance"] | None = None
+    """Of `grid`: begin with what needs least memory, or with what FlagScale takes to be fastest."""
+    seed: int = 0
+    """Of `random` and `optuna`."""
+
+
+@dataclass(frozen=True)
+class TunePerformance:
+    """``experiment.auto_tuner.performance``: FlagScale's words; seconds per sample are always what counts."""
+
+    name: str | None = None
+    """A pattern to find in logs: read, and not used."""
+    order: Literal["ascend", "descend"] = "ascend"
+    """Read, and not used."""
+
+
+@dataclass(frozen=True)
+class TuneMemory:
+    """``experiment.auto_tuner.memory_model``: what may be tried as far as memory goes."""
+
+    model_name: str = "default"
+    """FlagScale's name of its model: read, and not used."""
+    gpu_memory: int | None = field(default=None, metadata={"minimum": 1})
+    """Memory of a device in MB, where it is less than the chip's."""
+    gpu_utilization: tuple[float, ...] = ()
+    """Smallest and largest share of the memory that a candidate may be predicted to fill."""
+
+
+@dataclass(frozen=True)
+class AutoTuner:
+    """``experiment.auto_tuner``: what `action=auto_tune` may change, and how it goes about it."""
+
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """Dimensions: a name with a list of values, a range `{from: 1, to: 8, step: 1}` (or `factor: 2`), one value, or
+    `auto`. The names: see [tuning](tune.md)."""
+    control: TuneControl = field(default_factory=TuneControl)
+    algo: TuneAlgo = field(default_factory=TuneAlgo)
+    performance: TunePerformance = field(default_factory=TunePerformance)
+    memory_model: TuneMemory = field(default_factory=TuneMemory)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """``experiment``: the run as a whole."""
 
@@ -23,6 +99,29 @@ class Experiment:
     envs: Mapping[str, Any] = field(default_factory=dict)
     """Environment variables of every rank. A secret belongs into your own environment, never in here."""
     cmds: Commands = field(default_factory=Commands)
+    auto_tuner: AutoTuner | None = None
+
+
+@dataclass(frozen=True)
+class Keep:
+    """One entry of ``plan.keep``: a mesh that stays as it is, wherever its chip comes in the pipeline."""
+
+    chip: str | None = None
+    """Kind of its devices; beside `plan`, only the mesh of this chip is kept."""
+    plan: str | None = None
+    """A `plan.json` whose meshes are kept, instead of degrees."""
+    tp: int = field(default=1, metadata={"minimum": 1})
+    """Tensor parallelism."""
+    cp: int = field(default=1, metadata={"minimum": 1})
+    """Context parallelism."""
+    ep: int = field(default=1, metadata={"minimum": 1})
+    """Expert parallelism."""
+    etp: int | None = field(default=None, metadata={"minimum": 1})
+    """Tensor parallelism of experts; without it, that of the rest."""
+    dp: int = field(default=1, metadata={"minimum": 1})
+    """Data parallelism."""
+    pp: int = field(default=1, metadata={"minimum": 1})
+    """Stages."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +132,21 @@ class PlanBlock:
     """A `plan.json`, relative to the working directory; `auto` has the layout chosen."""
     time_s: int = field(default=10, metadata={"minimum": 1})
     """Seconds that the search for a layout may take; the gap that is left is printed."""
+    profile: str | None = None
+    """Measured costs to go by, JSON or CSV (see [the planner](planner.md)), relative to the working directory;
+    without it, `profile.json` of the run's folder where it fits, else data sheets."""
+    objective: Literal["time", "cost"] = "time"
+    """What the chosen layout has least of: seconds, or price, of a step (`price_per_hour` of the nodes)."""
+    top_k: int = field(default=4, metadata={"minimum": 1, "maximum": 100})
+    """How many shapes to tell of: the chosen one and the best others, each with what keeps it slower."""
+    max_tp: int | None = field(default=None, metadata={"minimum": 1})
+    """The most tensor parallelism that may be chosen."""
+    order: tuple[str, ...] = ()
+    """All chips of the cluster in the order that they may come in the pipeline; a layout may leave some out."""
+    nodes: tuple[str, ...] = ()
+    """The hosts that may be used; without it, all."""
+    keep: tuple[Keep, ...] = ()
+    """Meshes that stay as they are: the rest is chosen around them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +160,9 @@ class ClusterNode:
     host: str = "localhost"
     """Name of the host; entries of one host are put together in order."""
     count: int = field(default=1, metadata={"minimum": 1})
-    """How many hosts like this there are."""
+    """How many hosts like this there are; above 1 their names are `<host>-0`, `<host>-1` and so on."""
+    hosts: tuple[str, ...] = ()
+    """The names of several hosts like this, instead of `host` and `count`."""
     memory_gib: float | None = None
     """Memory of a device, where the planner knows none or it differs."""
     tflops: float | None = None
@@ -57,8 +173,8 @@ class ClusterNode:
     """Between devices of the host, each and in one direction; likewise."""
     network_gb_s: float | None = None
     """Network of the host, for each of its devices and in one direction."""
-    price_per_hour: float = 0.0
-    """Of one device."""
+    price_per_hour: float | None = None
+    """Of one device, in any currency."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +219,6 @@ BLOCKS: Mapping[str, type] = {"plan": PlanBlock, "cluster": ClusterBlock, "bridg
 
 LATER: Mapping[str, str] = {
     "profile": "measuring a cluster is not there yet",
-    "tune": "tuning is not there yet",
     "report": "reports have no settings yet",
 }
 """Blocks that are ours but have no keys yet, and why."""

@@ -97,6 +97,7 @@ def _read_cluster_file(value: Mapping[str, Any], report: Report) -> Mapping[str,
     if not source.faults:
         read(BLOCKS["cluster"], content, "cluster", inside)
     report.faults += inside.faults
+    report.included |= inside.places
     return {} if inside.faults else content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from flagvega.config.arguments import argument_homes, read_arguments
@@ -39,6 +40,8 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
     arguments, paths = read_arguments(values, keys, report)
     report.raise_faults()
     assert experiment is not None
+    if experiment.auto_tuner is not None:
+        blocks["auto_tuner"] = asdict(experiment.auto_tuner)
     return Spec(
         name=experiment.exp_name,
         exp_dir=exp_dir(experiment),
@@ -48,7 +51,7 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
         cmds=experiment.cmds,
         arguments=arguments,
         blocks=blocks,
-        where=dict(draft.places) | {name: report.place(path) for name, path in paths.items()},
+        where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
         composed=draft.composed,
         warnings=tuple(report.warnings),
     )

@@ -25,6 +25,8 @@ class Report:
     """Key paths that other keys refer to (``${experiment.seed}``): they may be anything."""
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    included: dict[str, str] = field(default_factory=dict)
+    """Key path -> where a file that a block stands for (``cluster: <path>``) has it."""
 
     def place(self, path: str) -> str:
         """``file:line key.path`` of a path; one that was written nowhere itself has the place of what is near it."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import TypeVar
 
 from flagvega.cluster.nodes import Cluster
 from flagvega.cluster.source import find_cluster
@@ -12,17 +15,24 @@ from flagvega.errors import ConfigError, Fault
 from flagvega.layout.build import build_plan
 from flagvega.layout.check import check_plan
 from flagvega.layout.plan import Mesh, Plan
+from flagvega.layout.request import LayoutRequest, MeshRequest
 from flagvega.model.workload import Choices, Offer
-from flagvega.plan.analytic import AnalyticCosts
+from flagvega.plan.chunks import cost_stage, cost_stages
 from flagvega.plan.costs import Side
 from flagvega.plan.explain import Outlook, look_at, outlook_of, predict
 from flagvega.plan.layouts import cuts_across_hosts, make_request, read_candidate, used_part
+from flagvega.plan.machine import Machine
+from flagvega.plan.pins import Reason, check_choices, read_pins, usable_part
 from flagvega.plan.refusal import refuse
-from flagvega.plan.search import Found, search
-from flagvega.plan.space import Candidate, Problem, cost_candidate
+from flagvega.plan.schedules import search_schedules
+from flagvega.plan.search import Found
+from flagvega.plan.sources import choose_costs
+from flagvega.plan.space import Candidate, Problem
 from flagvega.plan.survey import survey
 
 DEFAULT_TIME_S = 10
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def plan_spec(spec: Spec, engine: Engine) -> Planned:
             return False
         return True
 
-    found = search(problem, accept, search_s)
+    found = search_schedules(problem, accept, search_s)
     if found is None:
         refuse(problem, refusals)
     plan, used = placed[found.candidate]
@@ -69,45 +79,75 @@ def plan_spec(spec: Spec, engine: Engine) -> Planned:
 
 
 def pose(spec: Spec, engine: Engine) -> tuple[Offer, Problem, Cluster]:
-    """The planning problem of a spec."""
-    offer = engine.offer(spec)
-    cluster = find_cluster(spec, offer.layout)
-    machine = survey(spec, cluster, offer.workload.dtype)
-    costs = AnalyticCosts(offer.workload, machine, offer.choices.distributed_optimizer)
-    known: dict[Side, bool] = {}
-
-    def is_legal(side: Side) -> bool:
-        if side not in known:
-            its = side.degrees
-            devices = tuple((0, i) for i in range(its.size))
-            mesh = Mesh(0, machine.groups[side.group].chip, its.tp, its.cp, its.ep, its.dp, its.etp, its.sp, devices)
-            known[side] = engine.legal_mesh(settled, mesh) is None
-        return known[side]
-
+    """The planning problem of a spec; ConfigError with all that is wrong with model, cluster and pins."""
     settled = engine.settle(spec, None)
-    return offer, Problem(machine, offer.workload, offer.choices, costs, is_legal), cluster
+    faults = list(engine.check(settled))
+    offer = None if faults else _gather(lambda: engine.offer(spec), faults)
+    layout = offer.layout if offer else LayoutRequest((MeshRequest(),), 1, 1, 1)
+    cluster = _gather(lambda: usable_part(spec, find_cluster(spec, layout)), faults)
+    machine = None
+    if cluster is not None:
+        found, dtype = cluster, offer.workload.dtype if offer else None
+        machine = _gather(lambda: survey(spec, found, dtype), faults)
+    if offer is None or cluster is None or machine is None:
+        raise ConfigError(dict.fromkeys(faults))
+    reason = _reasons(settled, engine, machine)
+    choices = offer.choices
+    try:
+        choices = read_pins(spec, choices, machine, reason)
+    except ConfigError as error:
+        faults += error.faults
+    faults += check_choices(choices, machine, offer.workload, spec.where)
+    if faults:
+        raise ConfigError(dict.fromkeys(faults))
+    costs = choose_costs(spec, offer.workload, machine, choices.distributed_optimizer)
+    objective = spec.blocks.get("plan", {}).get("objective", "time")
+    problem = Problem(costs.machine, offer.workload, choices, costs, lambda side: reason(side) is None, objective)
+    return replace(offer, choices=choices), problem, cluster
+
+
+def _reasons(spec: Spec, engine: Engine, machine: Machine) -> Reason:
+    """The engine's word on degrees, asked once for each."""
+
+    @cache
+    def reason(side: Side) -> str | None:
+        its = side.degrees
+        devices = tuple((0, i) for i in range(its.size))
+        mesh = Mesh(0, machine.groups[side.group].chip, its.tp, its.cp, its.ep, its.dp, its.etp, its.sp, devices)
+        return engine.legal_mesh(spec, mesh)
+
+    return reason
+
+
+def _gather(ask: Callable[[], T], faults: list[Fault]) -> T | None:
+    """What is asked for; None, and the faults told, when it cannot be had."""
+    try:
+        return ask()
+    except ConfigError as error:
+        faults += error.faults
+        return None
 
 
 def estimate_plan(spec: Spec, engine: Engine, cluster: Cluster, plan: Plan) -> tuple[Outlook, Problem]:
     """What a plan that is given would do: its own recompute, whether it fits or not."""
     work = engine.workload(spec)
     machine = survey(spec, cluster, work.dtype)
-    costs = AnalyticCosts(work, machine, plan.distributed_optimizer)
+    costs = choose_costs(spec, work, machine, plan.distributed_optimizer)
     problem = Problem(
         machine, work, Choices(distributed_optimizer=plan.distributed_optimizer), costs, lambda side: True
     )
     candidate = read_candidate(plan, machine)
     stages = []
-    for i, (side, part) in enumerate(candidate.stages):
+    for i in range(len(candidate.stages)):
         pinned = replace(problem, choices=replace(problem.choices, recompute=plan.stages[i].recompute))
-        stages.append(pinned.stage_costs(candidate.samples).stage(side, part, candidate.in_flight(i)))
+        stages.append(cost_stage(candidate, pinned.stage_costs(candidate.samples), i))
     return outlook_of(candidate, problem, tuple(stages)), problem
 
 
 def place(candidate: Candidate, offer: Offer, problem: Problem, cluster: Cluster, spec: Spec,
           engine: Engine) -> tuple[Plan, Cluster]:  # fmt: skip
     """The plan of a candidate on real devices; ConfigError when it cannot be placed, or the engine refuses it."""
-    stages = cost_candidate(candidate, problem.stage_costs(candidate.samples))
+    stages = cost_stages(candidate, problem.stage_costs(candidate.samples))
     used = used_part(candidate, problem.machine, cluster)
     choices = offer.choices
     request = make_request(

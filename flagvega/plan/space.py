@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from flagvega.model.workload import Choices, Workload
 from flagvega.plan.costs import Costs, Degrees, Side
@@ -24,6 +25,8 @@ class Problem:
     choices: Choices
     costs: Costs
     is_legal: Callable[[Side], bool]
+    objective: Literal["time", "cost"] = "time"
+    """What the best plan has least of: seconds of a step, or their price."""
 
     def stage_costs(self, samples: int, relaxed: bool = False) -> StageCosts:
         """Costs of stages for one number of samples in a global micro-batch."""
