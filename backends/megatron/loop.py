@@ -22,6 +22,14 @@ from backends.megatron.trainer import StepResult, Trainer
 from flagvega.errors import ExitCode, VerdictError
 
 
+LEAVE = 256
+"""The code of a request to leave at once, with nothing saved, as if all were done: of one who only measures."""
+
+
+class NotFiniteError(VerdictError):
+    """A loss or a gradient that is no number."""
+
+
 @dataclass(frozen=True)
 class Datasets:
     """Training and validation samples; None on ranks that need none."""
@@ -46,7 +54,7 @@ class StopRequest:
         """The exit code asked for, or 0."""
         if self._path.exists():
             try:
-                return int(json.loads(self._path.read_text())["code"])
+                return int(json.loads(self._path.read_text())["code"]) or LEAVE
             except (ValueError, KeyError):
                 return int(ExitCode.TERMINATED)
         return self._signalled
@@ -70,6 +78,8 @@ def train(trainer: Trainer, datasets: Datasets, extent: Extent, position: Positi
             row["valid_loss"] = trainer.evaluate(datasets.valid, 0, extent.global_batch_size, arguments["eval_iters"])
         if metrics is not None and _is_due(position.step, arguments["log_interval"]):
             metrics.tell(row)
+        if result.stop_code == LEAVE:
+            return int(ExitCode.DONE)
         is_last = _is_over(arguments, position.step, begin)
         if result.stop_code or is_last or _is_due(position.step, arguments["save_interval"]):
             checkpoints.save(trainer, position)
@@ -103,7 +113,7 @@ def _check_finite(trainer: Trainer, result: StepResult, step: int) -> None:
         return
     for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
         if value is not None and not math.isfinite(value):
-            raise VerdictError(f"the {name} of step {step} is {value}: the same step would fail again")
+            raise NotFiniteError(f"the {name} of step {step} is {value}: the same step would fail again")
 
 
 def _row(trainer: Trainer, result: StepResult, position: Position, lr: float) -> dict[str, Any]:

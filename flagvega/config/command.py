@@ -33,7 +33,6 @@ _HYDRA_FLAGS: Final[Mapping[str, str]] = {
     "--package": "write the whole key in each override",
     "-p": "write the whole key in each override",
 }
-_LATER: Final[Mapping[str, str]] = {"auto_tune": "FlagScale's auto_tune is not there yet", "tune": "not there yet"}
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,7 @@ def unknown_action(action: str, actions: Mapping[str, str], place: str) -> Fault
     """The fault of an action that there is not, with the list of those that there are."""
     found = nearest(action, actions, 1)
     hint = f"did you mean '{found[0]}'? The actions:" if found else "The actions:"
-    what = f"action '{action}': {_LATER[action]}" if action in _LATER else f"unknown action '{action}'"
-    return Fault(what, place, "\n    ".join([hint, *_table(actions)]))
+    return Fault(f"unknown action '{action}'", place, "\n    ".join([hint, *_table(actions)]))
 
 
 def help_text(actions: Mapping[str, str], options: Mapping[str, str]) -> str:

@@ -27,7 +27,6 @@ def test_a_command_line_is_taken_apart():
         (["action=dry_run"], "did you mean 'dryrun'"),
         (["actoin=run"], "action=run"),
         (["detatch=true"], "detach=true"),
-        (["action=auto_tune"], "not there yet"),
         (["run"], "write action=run"),
         (["examples/gpt/conf/one.yaml"], "--config-path examples/gpt/conf --config-name one"),
         (["--config-pth", "x=1"], "'--config-path'"),

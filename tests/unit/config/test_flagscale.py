@@ -82,6 +82,7 @@ def test_a_cloud_experiment_of_flagscale_runs_unchanged(write, load, monkeypatch
     assert (runner.type, runner.nnodes, runner.node_rank, runner.master_addr) == ("cloud", 4, 3, "10.0.0.1")
     assert runner.options == {"rdzv_backend": "static", "rdzv_id": "demo"}
     assert spec.envs == {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    assert spec.blocks["auto_tuner"]["space"] == {"micro_batch_size": "auto"}
     assert [warning.split()[1].rstrip(":") for warning in spec.warnings] == [
-        "experiment.runner.rdzv_backend", "experiment.runner.rdzv_id", "experiment.auto_tuner",
+        "experiment.runner.rdzv_backend", "experiment.runner.rdzv_id",
     ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Finds the fastest configuration by few trials: space, prediction, search, trials, records."""

@@ -1,0 +1,202 @@
+"""What the planner predicts of layouts: many at once by a bound, few by the simulation that `action=estimate` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagvega.layout.plan import Recompute
+from flagvega.layout.request import MeshRequest
+from flagvega.plan.costs import Side
+from flagvega.plan.explain import Outlook, outlook_of
+from flagvega.plan.simulate import Pipeline, simulate
+from flagvega.plan.space import Candidate, Problem
+from flagvega.plan.stages import StageCost, StageCosts, Work
+from flagvega.tune.layouts import Splits
+from flagvega.tune.shape import Shape, degrees_of
+
+Floats = NDArray[np.float64]
+Correction = Callable[[MeshRequest, float], float]
+"""By what the time of a stage is to be multiplied: of its mesh, and its samples of a rank."""
+
+SLACK = 1.05
+"""A stage may be predicted to need this many times the memory it may have: the prediction is not that exact."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One stage by its number of layers, from none to all."""
+
+    forward_s: Floats
+    backward_s: Floats
+    left_s: Floats
+    """Reduction and optimizer."""
+    memory_share: Floats
+    """Of what the device may hold."""
+
+
+@dataclass
+class Forecast:
+    """Predictions for one problem; what is worked out once is kept."""
+
+    problems: Mapping[bool, Problem]
+    """By whether the optimizer is distributed."""
+    utilization: float = 1.0
+    """Share of a device's memory that may be used."""
+    slow: tuple[int, ...] | None = None
+    """Boundaries with one more micro-batch in flight; None: those between unlike chips."""
+    _costs: dict[tuple[int, bool, tuple[Recompute, ...] | None], StageCosts] = field(default_factory=dict)
+    _tables: dict[tuple[object, ...], Table] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> Problem:
+        """One of them: the work, the machine and what is legal are the same."""
+        return next(iter(self.problems.values()))
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all layers of the model are of one kind."""
+        return len(set(self.problem.stage_costs(1).layer_kinds)) == 1
+
+    # ---- many ----
+
+    def times(self, shape: Shape, splits: Splits, corrected: Correction) -> tuple[Floats, Floats]:
+        """(seconds a step, largest share of a device's memory) of every split; the time is a bound, not a simulation."""
+        if not self.alike:
+            return self._one_by_one(shape, splits, corrected)
+        meshes, costs = shape.stage_meshes, self._stage_costs(shape)
+        num, m = len(meshes), costs.num_micro_batches
+        flights = [self._in_flight(shape, i) for i in range(num)]
+        tables = [self._table(shape, i, flights[i]) for i in range(num)]
+        factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in meshes]
+        time = [
+            (table.forward_s + table.backward_s)[splits[:, i]] * factors[i] for i, table in enumerate(tables)
+        ]
+        transfers = [costs.transfer_s(self._side(a), self._side(b)) for a, b in zip(meshes, meshes[1:], strict=False)]
+        before = np.zeros(len(splits))
+        total = np.zeros(len(splits))
+        share = np.zeros(len(splits))
+        for i in range(num):
+            period = time[i]
+            if i + 1 < num:
+                step = flights[i] - flights[i + 1] + 1
+                period = np.maximum(period, (time[i] + time[i + 1] + 2 * transfers[i]) / step)
+                period = np.maximum(period, transfers[i])
+            left = tables[i].left_s[splits[:, i]]
+            total = np.maximum(total, m * period + before / shape.virtual_stages + left)
+            share = np.maximum(share, tables[i].memory_share[splits[:, i]])
+            if i + 1 < num:
+                before = before + time[i] + 2 * transfers[i]
+        return total, share
+
+    def _one_by_one(self, shape: Shape, splits: Splits, corrected: Correction) -> tuple[Floats, Floats]:
+        totals, shares = np.zeros(len(splits)), np.zeros(len(splits))
+        for i, split in enumerate(splits):
+            outlook = self.look(shape, tuple(int(layers) for layers in split))
+            totals[i] = self.simulated_s(shape, outlook, corrected)
+            shares[i] = max(self.memory_shares(shape, outlook))
+        return totals, shares
+
+    def _table(self, shape: Shape, stage: int, in_flight: int) -> Table:
+        mesh, num = shape.stage_meshes[stage], len(shape.stage_meshes)
+        costs, side = self._stage_costs(shape), self._side(mesh)
+        flight = min(in_flight, costs.num_micro_batches)
+        key = (shape.samples, shape.distributed_optimizer, shape.recompute, side, flight, stage == 0, stage == num - 1)
+        if key not in self._tables:
+            layers = self.problem.work.shape.layers
+            found = [
+                costs.stage(side, Work(0, n, stage == 0, stage == num - 1), flight) for n in range(layers + 1)
+            ]
+            limit = self.problem.machine.groups[side.group].memory_bytes * self.utilization
+            self._tables[key] = Table(
+                np.array([stage.forward_s for stage in found]),
+                np.array([stage.backward_s for stage in found]),
+                np.array([stage.reduction_s + stage.optimizer_s for stage in found]),
+                np.array([stage.memory.total / limit for stage in found]),
+            )
+        return self._tables[key]
+
+    # ---- few ----
+
+    def candidate(self, shape: Shape, split: tuple[int, ...]) -> Candidate:
+        """The layout in the planner's words."""
+        begin, stages = 0, []
+        for i, (mesh, layers) in enumerate(zip(shape.stage_meshes, split, strict=True)):
+            stages.append((self._side(mesh), Work(begin, begin + layers, i == 0, i == len(split) - 1)))
+            begin += layers
+        return Candidate(shape.samples, tuple(stages), self._slow(shape))
+
+    def look(self, shape: Shape, split: tuple[int, ...]) -> Outlook:
+        """Cost and simulate one layout."""
+        candidate = self.candidate(shape, split)
+        costs = self._stage_costs(shape)
+        stages = tuple(costs.stage(side, work, candidate.in_flight(i)) for i, (side, work) in enumerate(candidate.stages))
+        return outlook_of(candidate, self._pinned(shape), stages)
+
+    def simulated_s(self, shape: Shape, outlook: Outlook, corrected: Correction) -> float:
+        """Seconds a step, with every stage's time corrected."""
+        factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in shape.stage_meshes]
+        pipeline = outlook.pipeline
+        total_s = simulate(_scaled(pipeline, factors)).total_s
+        if shape.virtual_stages == 1:
+            return total_s
+        # The fill and drain of an interleaved schedule are shorter by the number of chunks.
+        steady_s = pipeline.num_micro_batches * max(
+            stage.time_s * factor for stage, factor in zip(outlook.stages, factors, strict=True)
+        )
+        return steady_s + (total_s - steady_s) / shape.virtual_stages
+
+    def memory_shares(self, shape: Shape, outlook: Outlook) -> list[float]:
+        """Of what a device of each stage may hold."""
+        groups = self.problem.machine.groups
+        return [
+            stage.memory.total / (groups[side.group].memory_bytes * self.utilization)
+            for stage, (side, _) in zip(outlook.stages, outlook.candidate.stages, strict=True)
+        ]
+
+    def stage_costs_of(self, shape: Shape, split: tuple[int, ...]) -> tuple[StageCost, ...]:
+        """The cost of every stage."""
+        return self.look(shape, split).stages
+
+    # ---- parts ----
+
+    def _pinned(self, shape: Shape) -> Problem:
+        problem = self.problems[shape.distributed_optimizer]
+        sharded = shape.distributed_optimizer
+        return replace(problem, choices=replace(problem.choices, recompute=shape.recompute, distributed_optimizer=sharded))
+
+    def _stage_costs(self, shape: Shape) -> StageCosts:
+        key = shape.samples, shape.distributed_optimizer, shape.recompute
+        if key not in self._costs:
+            self._costs[key] = self._pinned(shape).stage_costs(shape.samples)
+        return self._costs[key]
+
+    def _side(self, mesh: MeshRequest) -> Side:
+        if mesh not in self._sides:
+            chips = [group.chip for group in self.problem.machine.groups]
+            self._sides[mesh] = Side(chips.index(str(mesh.chip)), degrees_of(mesh))
+        return self._sides[mesh]
+
+    @cached_property
+    def _sides(self) -> dict[MeshRequest, Side]:
+        return {}
+
+    def _slow(self, shape: Shape) -> tuple[int, ...]:
+        meshes = shape.stage_meshes
+        unlike = tuple(i for i in range(len(meshes) - 1) if meshes[i].chip != meshes[i + 1].chip)
+        return unlike if self.slow is None else tuple(i for i in self.slow if i < len(meshes) - 1)
+
+    def _in_flight(self, shape: Shape, stage: int) -> int:
+        return len(shape.stage_meshes) - stage + sum(boundary >= stage for boundary in self._slow(shape))
+
+
+def _scaled(pipeline: Pipeline, factors: list[float]) -> Pipeline:
+    return replace(
+        pipeline,
+        forward=tuple(time * factor for time, factor in zip(pipeline.forward, factors, strict=True)),
+        backward=tuple(time * factor for time, factor in zip(pipeline.backward, factors, strict=True)),
+    )

@@ -1,0 +1,83 @@
+"""From the metrics of a trial to a number: mean, confidence, and whether more steps would change anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.18, 2.15, 2.13, 2.11, 2.10, 2.09, 2.08, 2.07,
+        2.07, 2.06)  # fmt: skip
+"""Student's t of 95 % by degrees of freedom from 1 on; further ones have the last."""
+WORSE = 1.1
+"""A trial whose confidence interval begins above so many times the best one's mean is clearly worse."""
+FEW = 3
+"""Steps that it takes to call a trial clearly worse."""
+
+Judgement = Literal["more", "enough", "worse", "nan"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a trial goes on."""
+
+    warmup_iters: int
+    train_iters: int
+    max_iters: int
+    confidence: float
+    max_time_s: float
+    best_s: float | None = None
+    """Seconds a step of the best trial so far."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The steps of a trial."""
+
+    steps: tuple[float, ...]
+    """Seconds of each measured step."""
+    busy: tuple[float, ...] = ()
+    """Share of the step in which each stage computes."""
+    loss: float | None = None
+    is_finite: bool = True
+
+    @property
+    def mean_s(self) -> float:
+        """Seconds a step."""
+        return fmean(self.steps)
+
+    @property
+    def half_width_s(self) -> float:
+        """Of the 95 % confidence interval of the mean; infinite with one step."""
+        if len(self.steps) < 2:
+            return math.inf
+        t = T_95[min(len(self.steps) - 2, len(T_95) - 1)]
+        return t * stdev(self.steps) / math.sqrt(len(self.steps))
+
+
+def read_steps(rows: Sequence[Mapping[str, Any]], warmup_iters: int) -> Measured:
+    """The measured steps among the metrics of a trial."""
+    measured = rows[warmup_iters:]
+    shares = [row["busy"] for row in measured if row.get("busy")]
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    return Measured(
+        tuple(float(row["iter_time_s"]) for row in measured),
+        tuple(fmean(column) for column in zip(*shares, strict=True)),
+        losses[-1] if losses else None,
+        all(math.isfinite(loss) for loss in losses),
+    )
+
+
+def judge(measured: Measured, limits: Limits) -> Judgement:
+    """Whether more steps would tell more."""
+    num = len(measured.steps)
+    if not measured.is_finite:
+        return "nan"
+    if num >= FEW and limits.best_s and measured.mean_s - measured.half_width_s > WORSE * limits.best_s:
+        return "worse"
+    if num < limits.train_iters:
+        return "more"
+    is_certain = measured.half_width_s <= limits.confidence * measured.mean_s
+    return "enough" if is_certain or num >= limits.max_iters else "more"

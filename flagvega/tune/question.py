@@ -1,0 +1,178 @@
+"""From a spec to all candidates: what may be tried, what of it is legal, and what is predicted of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from flagvega.cluster.nodes import Cluster
+from flagvega.config.spec import Spec
+from flagvega.engine import Engine
+from flagvega.errors import ConfigError, Fault
+from flagvega.layout.build import build_plan
+from flagvega.layout.check import check_plan
+from flagvega.layout.plan import Mesh, Plan
+from flagvega.layout.request import LayoutRequest, MeshRequest
+from flagvega.plan.layouts import cuts_across_hosts, make_request
+from flagvega.plan.planner import pose
+from flagvega.plan.space import Problem
+from flagvega.tune.facts import Facts
+from flagvega.tune.forecast import Forecast
+from flagvega.tune.layouts import Tally, list_shapes
+from flagvega.tune.shape import Point, Settings, Shape, degrees_of
+from flagvega.tune.space import LAYOUT, Space, read_space
+
+
+@dataclass(frozen=True)
+class Part:
+    """The candidates that share their settings."""
+
+    settings: Settings
+    spec: Spec
+    """With the settings, without a layout."""
+    layout: LayoutRequest
+    """All of a layout that no candidate changes."""
+    cluster: Cluster
+    forecast: Forecast
+    shapes: tuple[Shape, ...]
+
+    def plan(self, point: Point, engine: Engine) -> Plan:
+        """The plan of a candidate; ConfigError when the engine refuses it after all."""
+        shape = point.shape
+        assert shape is not None
+        outlook = self.forecast.look(shape, point.split)
+        pinned = shape.recompute
+        request = make_request(
+            outlook.candidate, outlook.stages, self.forecast.problem.machine, self.layout,
+            shape.distributed_optimizer, pinned,
+        )  # fmt: skip
+        request = replace(
+            request,
+            meshes=shape.meshes,
+            virtual_stages=shape.virtual_stages,
+            micro_batch_size=shape.micro_batch_size,
+        )
+        plan = build_plan(request, self.cluster)
+        faults = [*check_plan(plan), *engine.check_plan(engine.settle(self.spec, plan), plan)]
+        if cuts_across_hosts(plan):
+            faults.append(Fault("tensor parallelism would cross hosts"))
+        if faults:
+            raise ConfigError(faults)
+        return plan
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that may be tried."""
+
+    space: Space
+    parts: tuple[Part, ...]
+    tally: Tally
+    refused: tuple[tuple[Settings, str], ...] = ()
+    """Settings that the engine does not take, and why."""
+
+    @cached_property
+    def by_settings(self) -> Mapping[Settings, Part]:
+        """The part of each combination of settings."""
+        return {part.settings: part for part in self.parts}
+
+
+def ask(spec: Spec, engine: Engine) -> Question:
+    """Read the space of a spec and write it out; ConfigError when it cannot be read or leaves nothing."""
+    space = read_space(spec, engine)
+    base, tally = engine.free(spec), Tally()
+    parts: list[Part] = []
+    refused: list[tuple[Settings, str]] = []
+    for settings in space.combinations():
+        chosen = with_settings(base, settings)
+        try:
+            if faults := engine.check(engine.settle(chosen, None)):
+                raise ConfigError(faults)
+            parts.append(_part(chosen, settings, space, spec, engine, tally))
+        except ConfigError as error:
+            refused.append((settings, error.faults[0].what))
+            if space.num_settings == 1:
+                raise
+    return Question(space, tuple(parts), tally, tuple(refused))
+
+
+def with_settings(spec: Spec, settings: Settings) -> Spec:
+    """The spec with engine arguments, environment variables and keys of the bridge as a candidate has them."""
+    arguments, envs, bridge = dict(spec.arguments), dict(spec.envs), dict(spec.blocks.get("bridge", {}))
+    for name, value in settings:
+        head, _, tail = name.partition(".")
+        if head == "env" and tail:
+            envs[tail] = str(value)
+        elif head == "bridge" and tail:
+            bridge[tail] = value
+        else:
+            arguments[name] = value
+    return replace(spec, arguments=arguments, envs=envs, blocks={**spec.blocks, "bridge": bridge})
+
+
+def _part(chosen: Spec, settings: Settings, space: Space, spec: Spec, engine: Engine, tally: Tally) -> Part:
+    problems = {}
+    slow = _slow(settings, spec)
+    posed = replace(chosen, blocks={**chosen.blocks, "plan": {**chosen.blocks.get("plan", {}), "file": "auto"}})
+    posed = replace(posed, blocks={**posed.blocks, "bridge": _without_slow(posed.blocks["bridge"])})
+    for sharded in (True, False):
+        its = replace(posed, arguments={**posed.arguments, "use_distributed_optimizer": sharded})
+        offer, problem, cluster = pose(its, engine)
+        problems[sharded] = problem
+    memory = spec.blocks.get("auto_tuner", {}).get("memory_model", {})
+    forecast = Forecast(_limited(problems, memory), max(memory.get("gpu_utilization") or (1.0,)), slow)
+    facts = _facts(problems[True], posed, engine)
+    order = spec.arguments.get("hetero_device_types")
+    shapes = list_shapes(space, facts, tuple(order) if order else None, tally)
+    layout = replace(offer.layout, slow_boundaries=slow)
+    free = replace(posed, blocks={**posed.blocks, "plan": {}})
+    return Part(settings, free, layout, cluster, forecast, tuple(shapes))
+
+
+def _slow(settings: Settings, spec: Spec) -> tuple[int, ...] | None:
+    given = dict(settings).get("bridge.slow_boundaries", spec.blocks.get("bridge", {}).get("slow_boundaries"))
+    return None if given is None else tuple(given)
+
+
+def _without_slow(bridge: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in bridge.items() if name != "slow_boundaries"}
+
+
+def _limited(problems: Mapping[bool, Problem], memory: Mapping[str, Any]) -> dict[bool, Problem]:
+    """With no more memory than ``gpu_memory`` says."""
+    limit = memory.get("gpu_memory")
+    if limit is None:
+        return dict(problems)
+    found = {}
+    for sharded, problem in problems.items():
+        groups = tuple(
+            replace(group, memory_bytes=min(group.memory_bytes, limit * 10**6)) for group in problem.machine.groups
+        )
+        found[sharded] = replace(problem, machine=replace(problem.machine, groups=groups))
+    return found
+
+
+def _facts(problem: Problem, spec: Spec, engine: Engine) -> Facts:
+    settled = engine.settle(spec, None)
+
+    def refusal(mesh: MeshRequest) -> str | None:
+        its = degrees_of(mesh)
+        if its.size % (its.ep * its.etp):
+            return f"etp {its.etp} x ep {its.ep} does not divide {its.size} devices of a stage"
+        devices = tuple((0, i) for i in range(its.size))
+        return engine.legal_mesh(
+            settled, Mesh(0, str(mesh.chip), its.tp, its.cp, its.ep, its.dp, its.etp, its.sp, devices)
+        )
+
+    groups = problem.machine.groups
+    return Facts(
+        problem.work, {group.chip: group.count for group in groups},
+        {group.chip: group.node_size for group in groups}, refusal,
+    )  # fmt: skip
+
+
+def is_layout_open(space: Space) -> bool:
+    """Whether some dimension of the layout is tuned."""
+    return any(name in LAYOUT for name in space.tuned)

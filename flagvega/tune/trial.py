@@ -1,0 +1,177 @@
+"""One trial: a real run under a supervisor of its own, which ends when enough is known or the tuner is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flagvega.errors import ExitCode
+from flagvega.records import Lines, read_json, write_json
+from flagvega.run.directory import Run, RunDirectory
+from flagvega.run.processes import kill_processes
+from flagvega.tune.measure import Limits, Measured, judge, read_steps
+
+Status = Literal["ok", "worse", "oom", "nan", "hang", "crash", "refused"]
+VERDICT_FILE = "verdict.json"
+"""Why the supervisor of a trial ended it, in the trial's folder."""
+LEAVE_S = 15.0
+"""Seconds that ranks have to leave when enough is known."""
+OUT_OF_MEMORY, NOT_FINITE = "OutOfMemoryError", "NotFiniteError"
+"""What ranks call these ends in their last event."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    status: Status
+    reason: str = ""
+    measured: Measured | None = None
+    rank: int | None = None
+    """That ran out of memory, where one did."""
+    took_s: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class Watcher:
+    """Looks at a trial from inside its supervisor."""
+
+    def __init__(self, directory: RunDirectory, limits: Limits, parent: int) -> None:
+        self.directory, self.limits, self.parent = directory, limits, parent
+        self.lines: Lines = directory.metrics()
+        self.rows: list[Mapping[str, Any]] = []
+        self.deadline = time.monotonic() + limits.max_time_s
+        self.asked: float | None = None
+
+    def look(self) -> None:
+        """Called ten times a second."""
+        if os.getppid() != self.parent:
+            self._end("the tuner is gone")
+        elif self.asked is not None:
+            if time.monotonic() > self.asked:
+                self._end(None)
+        elif time.monotonic() > self.deadline:
+            self._end("hang")
+        elif more := self.lines.read():
+            self.rows += more
+            word = judge(read_steps(self.rows, self.limits.warmup_iters), self.limits)
+            if word != "more":
+                self._leave(word)
+
+    def _leave(self, word: str) -> None:
+        """Ask the ranks to leave without saving: a file with code 0 says so."""
+        write_json(self.directory.root / VERDICT_FILE, {"word": word})
+        write_json(self.directory.stop_file, {"code": int(ExitCode.DONE), "reason": "enough is known"})
+        self.asked = time.monotonic() + LEAVE_S
+
+    def _end(self, word: str | None) -> None:
+        """Twice: the supervisor takes the first for a request, the second for an order."""
+        if word is not None:
+            write_json(self.directory.root / VERDICT_FILE, {"word": word})
+        self.asked = time.monotonic() + LEAVE_S
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def start(directory: RunDirectory, environ: Mapping[str, str], limits: Limits) -> subprocess.Popen[bytes]:
+    """Start the supervisor of a prepared trial; it owns the directory from then on."""
+    (directory.root / VERDICT_FILE).unlink(missing_ok=True)
+    program = Path(__file__).with_name("__main__.py")
+    argv = [sys.executable, str(program), str(directory.root), str(os.getpid()), json.dumps(asdict(limits))]
+    with directory.supervisor_log.open("wb") as log:
+        process = subprocess.Popen(
+            argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    with suppress(Exception):
+        directory.lock.hand_over(process.pid)
+    return process
+
+
+def stop(directory: RunDirectory, process: subprocess.Popen[bytes]) -> None:
+    """End a trial now, and every process of it."""
+    for _ in range(2):
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10.0)
+    process.kill()
+    process.wait()
+    clear(directory)
+
+
+def clear(directory: RunDirectory) -> None:
+    """End whatever a trial left running."""
+    run = directory.read()
+    if run is not None:
+        kill_processes(run.token)
+
+
+def read_outcome(directory: RunDirectory, limits: Limits, took_s: float) -> Outcome:
+    """How a trial ended, from its files alone."""
+    run = directory.read()
+    measured = read_steps(directory.metrics().read(), limits.warmup_iters)
+    word = _word(directory)
+    status, reason = _judge(directory, run, measured, word)
+    rank = _rank_without_memory(directory, run) if status == "oom" else None
+    notes = run.notes if run else ()
+    return Outcome(status, reason, measured if measured.steps else None, rank, took_s, tuple(notes))
+
+
+def _judge(directory: RunDirectory, run: Run | None, measured: Measured, word: str | None) -> tuple[Status, str]:
+    if word in ("enough", "worse"):
+        return ("ok", "") if word == "enough" else ("worse", "clearly slower than the best")
+    if word == "nan" or not measured.is_finite:
+        return "nan", f"the loss is {measured.loss}"
+    if word == "hang":
+        return "hang", f"no end within its time; {len(measured.steps)} steps were measured"
+    errors = _errors(directory, run)
+    if OUT_OF_MEMORY in errors:
+        return "oom", _first_line(run)
+    if NOT_FINITE in errors:
+        return "nan", _first_line(run)
+    if run is None or not run.finished:
+        return "crash", "its supervisor died"
+    if run.exit_code:
+        return "crash", _first_line(run) or f"exit code {run.exit_code}"
+    if not measured.steps:
+        return "crash", "it ended before a step was measured"
+    return "ok", ""
+
+
+def _errors(directory: RunDirectory, run: Run | None) -> set[str]:
+    """The names of the errors that ranks told in their last events."""
+    return {name for _, name in _last_errors(directory, run)}
+
+
+def _last_errors(directory: RunDirectory, run: Run | None) -> list[tuple[int, str]]:
+    found = []
+    for rank in run.ranks if run else ():
+        exits = [event for event in directory.events(rank) if event.get("event") == "exit"]
+        if exits and exits[-1].get("error"):
+            found.append((rank, str(exits[-1]["error"])))
+    return found
+
+
+def _rank_without_memory(directory: RunDirectory, run: Run | None) -> int | None:
+    return next((rank for rank, name in _last_errors(directory, run) if name == OUT_OF_MEMORY), None)
+
+
+def _first_line(run: Run | None) -> str:
+    return run.reason.partition("\n")[0] if run else ""
+
+
+def _word(directory: RunDirectory) -> str | None:
+    try:
+        return str(read_json(directory.root / VERDICT_FILE)["word"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
