@@ -28,6 +28,11 @@ OPTIONS: Mapping[str, str] = {
     "lines": "how many last lines of a log (20)",
     "follow": "true: go on showing a log as it grows",
     "steps": "how many steps action=test takes (5)",
+    "to": "the folder that action=convert writes (huggingface/ in the run's folder)",
+    "checkpoint": "what action=convert reads: a checkpoint, or a folder of them (the run's own, the newest good one)",
+    "dtype": "fp32, bf16 or fp16: the element type that action=convert writes (that of the run)",
+    "micro_batches": "samples of a rank at which action=profile measures (1,2,4)",
+    "merge": "a.json,b.json: action=env makes one cluster file of what it printed (output=json) on several hosts",
     "construct": "false: dryrun does not ask the engine's own classes, which takes seconds",
     "debug": "true: show the traceback of a mistake",
 }
