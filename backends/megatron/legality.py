@@ -172,6 +172,7 @@ def _disagreements(spec: Spec, settings: Mapping[str, Any], plan: Plan) -> Itera
         ("use_distributed_optimizer", plan.distributed_optimizer, lambda: True),
         ("pipeline_model_parallel_size", len(plan.stages), lambda: True),
         ("num_virtual_stages_per_pipeline_rank", num_chunks, lambda: True),
+        ("num_layers_per_virtual_pipeline_stage", _layers_per_chunk(plan), lambda: True),
         ("tensor_model_parallel_size", first.tp, lambda: len(plan.meshes) == 1),
         ("context_parallel_size", first.cp, lambda: len(plan.meshes) == 1),
         ("expert_model_parallel_size", first.ep, lambda: len(plan.meshes) == 1),
@@ -188,6 +189,12 @@ def _disagreements(spec: Spec, settings: Mapping[str, Any], plan: Plan) -> Itera
     if plan.batch.padded_vocab_size != vocabulary:
         what = f"the plan's vocabulary is {plan.batch.padded_vocab_size}, but the padded vocabulary is {vocabulary}"
         yield Fault(what, "plan decisions.batch.padded_vocab_size", f"write {vocabulary}")
+
+
+def _layers_per_chunk(plan: Plan) -> int | list[int]:
+    """Of every chunk where all have as many."""
+    layers = [chunk.num_layers for chunk in plan.chain]
+    return layers[0] if len(set(layers)) == 1 else layers
 
 
 def _process_meshes(plan: Plan) -> list[int]:

@@ -21,8 +21,6 @@ _GIVEN_BY_HAND = (
     "pipeline_model_parallel_layout",
     "decoder_first_pipeline_num_layers",
     "decoder_last_pipeline_num_layers",
-    "num_layers_per_virtual_pipeline_stage",
-    "num_virtual_stages_per_pipeline_rank",
     "recompute_granularity_per_stage_micro_batch",
     "recompute_method_per_stage_micro_batch",
     "recompute_num_layers_per_stage_micro_batch",
@@ -35,6 +33,34 @@ _PINS = {
     "expert_tensor_parallel_size": "etp",
 }
 
+_VIRTUAL = ("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank")
+
+_LAYOUT = (
+    *_GIVEN_BY_HAND,
+    *_PINS,
+    *_VIRTUAL,
+    "enable_hetero",
+    "hetero_device_types",
+    "hetero_sequence_parallel",
+    "expert_tensor_parallel_size_per_process_mesh",
+    "pipeline_model_parallel_size",
+    "sequence_parallel",
+    "micro_batch_size",
+    "use_distributed_optimizer",
+    "recompute_granularity",
+    "recompute_activations",
+    "recompute_method",
+    "recompute_num_layers",
+)
+"""All that a plan says, and the rank program reads nowhere else."""
+
+
+def free(spec: Spec) -> Spec:
+    """The spec without a word about its layout: it goes with any plan."""
+    arguments = {name: value for name, value in spec.arguments.items() if name not in _LAYOUT}
+    bridge = {name: value for name, value in spec.blocks.get("bridge", {}).items() if name != "slow_boundaries"}
+    return replace(spec, arguments=arguments, blocks={**spec.blocks, "bridge": bridge})
+
 
 def read_offer(spec: Spec) -> Offer:
     """The work and the freedom; ConfigError when the YAML gives a layout that leaves none."""
@@ -44,6 +70,9 @@ def read_offer(spec: Spec) -> Offer:
         for name in _GIVEN_BY_HAND
         if spec.arguments.get(name) is not None
     ]
+    if all(spec.arguments.get(name) is not None for name in _VIRTUAL):
+        what = f"{' and '.join(_VIRTUAL)} say the same thing"
+        faults.append(Fault(what, spec.where.get(_VIRTUAL[0], ""), "keep one of them"))
     if slow:
         where = spec.where.get("bridge.slow_boundaries", "bridge.slow_boundaries")
         faults.append(Fault("`plan: auto` chooses the slow boundaries", where, "remove it, or write [] for none"))
@@ -53,7 +82,7 @@ def read_offer(spec: Spec) -> Offer:
     settings = complete(open_spec.arguments)
     given = {name: value for name, value in spec.arguments.items() if value is not None}
     layout = read_request(replace(open_spec, arguments={**open_spec.arguments, "enable_hetero": False}))
-    pins = {field: (given[name],) for name, field in _PINS.items() if name in given}
+    pins: dict[str, Any] = {field: (given[name],) for name, field in _PINS.items() if name in given}
     choices = Choices(
         **pins,
         sp=(bool(given["sequence_parallel"]),) if "sequence_parallel" in given else (True, False),
@@ -62,16 +91,23 @@ def read_offer(spec: Spec) -> Offer:
         recompute=_recompute(spec, settings),
         distributed_optimizer=given.get("use_distributed_optimizer", settings["optimizer"] == "adam"),
         slow_boundaries=slow is None,
+        virtual_stages=given.get("num_virtual_stages_per_pipeline_rank"),
+        layers_per_chunk=given.get("num_layers_per_virtual_pipeline_stage"),
+        can_interleave=True,
     )
     return Offer(read_workload(open_spec), choices, layout, dict(spec.where))
 
 
 def settle(spec: Spec, plan: Plan | None) -> Spec:
     """The spec with what `plan: auto` may leave out; before there is a plan, with the least that can be."""
-    if spec.arguments.get("micro_batch_size") is not None:
-        return spec
-    size = plan.stages[0].replicas[0].micro_batch_size if plan else 1
-    return replace(spec, arguments={**spec.arguments, "micro_batch_size": size})
+    arguments = dict(spec.arguments)
+    if arguments.get("micro_batch_size") is None:
+        arguments["micro_batch_size"] = plan.stages[0].replicas[0].micro_batch_size if plan else 1
+    if plan is None and spec.blocks.get("plan", {}).get("file") == "auto":
+        arguments = {name: value for name, value in arguments.items() if name not in _VIRTUAL}
+    elif plan is not None and any(arguments.get(name) is not None for name in _VIRTUAL):
+        arguments.setdefault("pipeline_model_parallel_size", len(plan.stages))
+    return replace(spec, arguments=arguments)
 
 
 def _recompute(spec: Spec, settings: dict[str, Any]) -> Any:

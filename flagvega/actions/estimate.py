@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import decide_plan
-from flagvega.errors import ConfigError, Fault
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.explain import binding, predict
 from flagvega.plan.planner import estimate_plan
@@ -17,8 +16,6 @@ from flagvega.report.planning import memory_table, outlook_table, seconds
 def act(call: Call) -> Answer:
     """Predict the plan that a run would have, and draw it."""
     spec, cluster, plan = decide_plan(call.spec, call.engine)
-    if plan.schedule == "interleaved":
-        raise ConfigError(Fault("interleaved schedules are not predicted", "plan", "leave virtual stages out"))
     outlook, problem = estimate_plan(spec, call.engine, cluster, plan)
     facts = predict(outlook, problem)
     title = f"{seconds(outlook.total_s)} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
@@ -29,7 +26,7 @@ def act(call: Call) -> Answer:
         f"limited by {binding(outlook, problem)}",
         *(f"stage {i} does not fit into its devices' memory" for i in full),
         f"predicted from {facts['source']}",
-        *(f"assumed: {what}" for what in problem.machine.assumed),
+        *(f"assumed: {what}" for what in facts["assumed"]),
     ]
     tables = [outlook_table(outlook, problem, title), memory_table(outlook, problem)]
     pictures = write_pictures(spec.exp_dir, plan, outlook, problem, title, lines, tables)

@@ -6,16 +6,21 @@ from flagvega.plan.costs import Side
 from flagvega.plan.interleaved import Interleaved, held_chunks
 from flagvega.plan.memory import Memory
 from flagvega.plan.simulate import Pipeline
-from flagvega.plan.space import Candidate, cost_candidate, make_pipeline
+from flagvega.plan.space import Candidate, make_pipeline
 from flagvega.plan.stages import ChunkCost, StageCost, StageCosts, Work, pinned_layers
 
 
 def cost_stages(candidate: Candidate, costs: StageCosts) -> tuple[StageCost, ...]:
     """The cost of every stage, for either schedule."""
+    return tuple(cost_stage(candidate, costs, stage) for stage in range(len(candidate.stages)))
+
+
+def cost_stage(candidate: Candidate, costs: StageCosts, stage: int) -> StageCost:
+    """The cost of one stage, for either schedule."""
+    side, work = candidate.stages[stage]
     if candidate.num_chunks == 1:
-        return cost_candidate(candidate, costs)
-    num = len(candidate.stages)
-    return tuple(cost_chunks(costs, side, work, stage, num) for stage, (side, work) in enumerate(candidate.stages))
+        return costs.stage(side, work, candidate.in_flight(stage))
+    return cost_chunks(costs, side, work, stage, len(candidate.stages))
 
 
 def pipeline_of(candidate: Candidate, costs: StageCosts, stages: tuple[StageCost, ...]) -> Pipeline:

@@ -8,10 +8,11 @@ from typing import Any
 
 from flagvega.errors import NoPlanError
 from flagvega.model.work import model_flops
-from flagvega.plan.calibration import calibration
+from flagvega.plan.chunks import cost_stages, pipeline_of
+from flagvega.plan.interleaved import Interleaved, run_schedule, schedule_period_s
 from flagvega.plan.search import search
-from flagvega.plan.simulate import Pipeline, period_s, simulate
-from flagvega.plan.space import Candidate, Problem, cost_candidate, make_pipeline
+from flagvega.plan.simulate import Pipeline
+from flagvega.plan.space import Candidate, Problem
 from flagvega.plan.stages import StageCost, Work
 
 COMPARE_S = 2.0
@@ -48,14 +49,14 @@ class Other:
 
 def look_at(candidate: Candidate, problem: Problem) -> Outlook:
     """Cost and simulate a candidate."""
-    return outlook_of(candidate, problem, cost_candidate(candidate, problem.stage_costs(candidate.samples)))
+    return outlook_of(candidate, problem, cost_stages(candidate, problem.stage_costs(candidate.samples)))
 
 
 def outlook_of(candidate: Candidate, problem: Problem, stages: tuple[StageCost, ...]) -> Outlook:
     """Simulate a candidate whose stages are costed."""
     costs = problem.stage_costs(candidate.samples)
-    pipeline = make_pipeline(candidate, costs, stages)
-    simulated = simulate(pipeline)
+    pipeline = pipeline_of(candidate, costs, stages)
+    simulated = run_schedule(pipeline)
     return Outlook(candidate, stages, pipeline, simulated.total_s, simulated.finish_s)
 
 
@@ -65,14 +66,15 @@ def predict(outlook: Outlook, problem: Problem, bound_s: float | None = None) ->
     flops = model_flops(work.shape, work.seq, work.global_batch)
     sides = [side for side, _ in outlook.candidate.stages]
     peak = sum(side.degrees.size * groups[side.group].flops_per_s for side in sides)
+    source, assumed = problem.costs.tell(sides, outlook.candidate.samples)
     found: dict[str, Any] = {
         "iteration_s": outlook.total_s,
         "tokens_per_s": work.global_batch * work.seq / outlook.total_s,
         "mfu": flops / outlook.total_s / peak,
         "num_micro_batches": outlook.pipeline.num_micro_batches,
-        "period_s": period_s(outlook.pipeline),
-        "source": calibration().describe((groups[side.group].chip for side in sides), work.dtype),
-        "assumed": list(problem.machine.assumed),
+        "period_s": schedule_period_s(outlook.pipeline),
+        "source": source,
+        "assumed": [*problem.machine.assumed, *assumed],
         "stages": [
             {
                 "forward_s": stage.forward_s,
@@ -83,11 +85,14 @@ def predict(outlook: Outlook, problem: Problem, bound_s: float | None = None) ->
                 "recomputed_layers": stage.recomputed,
                 "memory_bytes": {**asdict(stage.memory), "total": stage.memory.total},
                 "memory_limit_bytes": groups[side.group].memory_bytes,
+                **({"chunks": [asdict(chunk) for chunk in stage.chunks]} if stage.chunks else {}),
             }
             for stage, idle, side in zip(outlook.stages, outlook.idle, sides, strict=True)
         ],
         "boundaries": [{"transfer_s": transfer_s} for transfer_s in outlook.pipeline.transfer],
     }
+    if isinstance(outlook.pipeline, Interleaved):
+        found["wrap_s"] = outlook.pipeline.wrap_s
     price = sum(side.degrees.size * groups[side.group].price_per_hour for side in sides)
     if price:
         found["price_per_hour"] = price
@@ -102,7 +107,7 @@ def binding(outlook: Outlook, problem: Problem) -> str:
     slowest = max(range(len(times)), key=times.__getitem__)
     groups = problem.machine.groups
     name = f"stage {slowest} ({groups[outlook.candidate.stages[slowest][0].group].chip})"
-    if period_s(outlook.pipeline) > 1.02 * times[slowest]:
+    if schedule_period_s(outlook.pipeline) > 1.02 * times[slowest]:
         worst = max(range(len(outlook.pipeline.transfer)), key=outlook.pipeline.transfer.__getitem__)
         return f"the boundary between stages {worst} and {worst + 1}"
     recomputing = [i for i, stage in enumerate(outlook.stages) if stage.recomputed]
@@ -137,7 +142,8 @@ def others(outlook: Outlook, problem: Problem) -> list[Other]:
 
 def _split(name: str, weights: list[float], outlook: Outlook, problem: Problem, layers: int) -> Other:
     counts = apportion(weights, layers)
-    if counts == [work.num_layers for _, work in outlook.candidate.stages]:
+    is_plain = outlook.candidate.num_chunks == 1
+    if is_plain and counts == [work.num_layers for _, work in outlook.candidate.stages]:
         return Other(name, outlook.total_s, "the same split")
     begin, stages = 0, []
     for i, ((side, _), count) in enumerate(zip(outlook.candidate.stages, counts, strict=True)):

@@ -44,8 +44,8 @@ def make_request(candidate: Candidate, stages: tuple[StageCost, ...], machine: M
         layout,
         meshes=tuple(meshes),
         micro_batch_size=candidate.samples // meshes[0].dp if meshes[0].dp else candidate.samples,
-        layer_split=tuple(work.num_layers for _, work in candidate.stages),
-        virtual_stages=1,
+        layer_split=_split(candidate),
+        virtual_stages=candidate.num_chunks,
         distributed_optimizer=distributed_optimizer,
         recompute=tuple(_recompute(stage, pinned) for stage in stages),
         slow_boundaries=candidate.slow,
@@ -53,13 +53,15 @@ def make_request(candidate: Candidate, stages: tuple[StageCost, ...], machine: M
 
 
 def read_candidate(plan: Plan, machine: Machine) -> Candidate:
-    """The candidate that a plan is; one chunk a stage."""
+    """The candidate that a plan is."""
     chips = [group.chip for group in machine.groups]
     stages = []
-    for stage, chunk in zip(plan.stages, plan.chain, strict=True):
+    num = len(plan.stages)
+    for i, stage in enumerate(plan.stages):
         mesh = plan.meshes[stage.replicas[0].mesh]
         degrees = Degrees(mesh.tp, mesh.cp, mesh.ep, mesh.etp, mesh.dp, mesh.sp)
-        work = Work(*chunk.layers, embedding=chunk.embedding, head=chunk.head)
+        first, *later = (Work(*chunk.layers, chunk.embedding, chunk.head) for chunk in plan.chain[i::num])
+        work = replace(first, later=tuple(later))
         stages.append((Side(chips.index(mesh.chip), degrees), work))
     slow = tuple(i for i, boundary in enumerate(plan.boundaries) if boundary.slow)
     return Candidate(plan.batch.samples, tuple(stages), slow)
@@ -77,4 +79,12 @@ def cuts_across_hosts(plan: Plan) -> bool:
 def _recompute(stage: StageCost, pinned: tuple[Recompute, ...] | None) -> tuple[Recompute, ...]:
     if pinned is not None:
         return pinned
-    return (Recompute("full", "block", stage.recomputed) if stage.recomputed else Recompute(),)
+    # Of several chunks each computes as many of its layers again, if it has them.
+    layers = max((chunk.recomputed for chunk in stage.chunks), default=stage.recomputed)
+    return (Recompute("full", "block", layers) if layers else Recompute(),)
+
+
+def _split(candidate: Candidate) -> tuple[int, ...]:
+    """Decoder layers of every chunk in model order."""
+    chunks = [work.chunks for _, work in candidate.stages]
+    return tuple(its[i].end - its[i].begin for i in range(candidate.num_chunks) for its in chunks)

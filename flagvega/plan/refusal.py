@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from flagvega.errors import Fault, NoPlanError
+from flagvega.plan.schedules import is_interleaving_pinned
 from flagvega.plan.search import Found, search
 from flagvega.plan.space import Problem, batch_sizes, cost_candidate, sides
 
@@ -18,6 +19,10 @@ def refuse(problem: Problem, refusals: list[Fault]) -> NoReturn:
     """Raise NoPlanError with what is known."""
     if refusals:
         raise NoPlanError([Fault("every layout that would fit is refused", "plan"), *dict.fromkeys(refusals)])
+    if is_interleaving_pinned(problem):
+        what = "no interleaved layout with the virtual stages asked for fits: stages, times chunks, are at most the "
+        what += "layers and two; micro-batches come in groups of as many as there are stages; one kind of chip has all"
+        raise NoPlanError(Fault(what, "plan", _unpin(problem)))
     if not any(sides(problem, samples) for samples in batch_sizes(problem)):
         raise NoPlanError(Fault("no degrees are legal for this model on these devices", "plan", _unpin(problem)))
     for factor in _MORE_MEMORY:
@@ -67,6 +72,8 @@ def _unpin(problem: Problem) -> str:
         "the number of stages": {"num_stages": None},
         "the degrees": {"tp": None, "cp": None, "ep": None, "etp": None},
     }
+    if is_interleaving_pinned(problem):
+        pins = {"virtual stages": {"virtual_stages": None, "layers_per_chunk": None}}
     for name, change in pins.items():
         if all(getattr(choices, key) is None for key in change):
             continue

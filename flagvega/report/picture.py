@@ -60,7 +60,7 @@ def _draw(axes: Axes, timeline: Timeline, window: Window) -> None:
         axes.barh(rows, widths, height, left=begins, color=colour, edgecolor=edge, linewidth=edge_width)
     _number(axes, window, factor, length)
     axes.set_xlim(begin, begin + length)
-    axes.set_ylim(num - 0.5, -0.5)
+    axes.set_ylim(num - (0.25 if timeline.is_ring else 0.5), -0.5)
     names = [f"stage {i}\n{lane.chip}" for i, lane in enumerate(timeline.lanes)]
     axes.set_yticks(range(num), names, fontsize=8, parse_math=False)
     axes.set_xlabel(f"time in {unit}", fontsize=9)

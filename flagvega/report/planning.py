@@ -25,8 +25,8 @@ def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
     for i, ((side, work), stage) in enumerate(zip(outlook.candidate.stages, outlook.stages, strict=True)):
         group = problem.machine.groups[side.group]
         words = ["emb"] if work.embedding else []
-        words += [str(work.num_layers)] if work.num_layers else []
-        words += ["head"] if work.head else []
+        words += [str(layers) for chunk in work.chunks if (layers := chunk.num_layers)]
+        words += ["head"] if work.has_head else []
         slow = ", one more" if i in outlook.candidate.slow else ""
         is_last = i == len(outlook.stages) - 1
         table.add_row(

@@ -55,7 +55,7 @@ def timeline_legend() -> str:
 
 def _window(timeline: Timeline, window: Window) -> str:
     num = len(timeline.lanes)
-    bottom = TOP + num * (BAR + GAP) - GAP
+    bottom = TOP + num * (BAR + GAP) - (0 if timeline.is_ring else GAP)
     wide = (WIDTH - LEFT - RIGHT) / (window.end_s - window.begin_s)
 
     def x(time_s: float) -> float:

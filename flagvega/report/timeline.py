@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Literal
 
-from flagvega.plan.simulate import Pipeline, simulate
+from flagvega.plan.interleaved import run_schedule
+from flagvega.plan.simulate import Pipeline
 
 Kind = Literal["forward", "backward", "transfer", "reduction", "optimizer"]
 COLOURS: dict[Kind, str] = {
@@ -29,16 +30,21 @@ class Span:
     end_s: float
     micro_batch: int | None = None
     back: bool = False
-    """Of a transfer: towards stage 0."""
+    """Of a transfer: of gradients, back."""
+    chunk: int | None = None
+    """Of a pass, where stages have several."""
+    next_stage: int | None = None
+    """Of a transfer: what is behind the boundary."""
 
     @property
     def words(self) -> str:
         """What it is, for somebody who points at it."""
         if self.kind == "transfer":
-            ends = (self.stage + 1, self.stage) if self.back else (self.stage, self.stage + 1)
+            ends = (self.next_stage, self.stage) if self.back else (self.stage, self.next_stage)
             return f"transfer of micro-batch {self.micro_batch}, stage {ends[0]} to {ends[1]}"
         what = self.kind if self.micro_batch is None else f"{self.kind} of micro-batch {self.micro_batch}"
-        return f"stage {self.stage}, {what}"
+        which = "" if self.chunk is None else f", chunk {self.chunk}"
+        return f"stage {self.stage}, {what}{which}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,26 @@ class Timeline:
     total_s: float
     num_micro_batches: int
 
+    @property
+    def is_ring(self) -> bool:
+        """Whether the last stage sends to the first, for stages have several chunks."""
+        return any(span.kind == "transfer" and span.next_stage == 0 for span in self.spans)
+
 
 def make_timeline(lanes: tuple[Lane, ...], pipeline: Pipeline, idle: tuple[float, ...]) -> Timeline:
     """Simulate once more, this time keeping what happens."""
-    simulated = simulate(pipeline, with_events=True)
+    simulated = run_schedule(pipeline, with_events=True)
     kinds: dict[str, Kind] = {"F": "forward", "B": "backward"}
-    spans = [Span(kinds[kind], stage, begin, end, i) for stage, kind, i, begin, end in simulated.events]
-    spans += [Span("transfer", at, begin, end, i, kind == "B") for at, kind, i, begin, end in simulated.messages]
+    chunks = simulated.chunks or [None] * len(simulated.events)
+    spans = [
+        Span(kinds[kind], stage, begin, end, i, chunk=chunk)
+        for (stage, kind, i, begin, end), chunk in zip(simulated.events, chunks, strict=True)
+    ]
+    num = len(lanes)
+    spans += [
+        Span("transfer", at, begin, end, i, kind == "B", next_stage=(at + 1) % num)
+        for at, kind, i, begin, end in simulated.messages
+    ]
     step_s = simulated.total_s - max(pipeline.optimizer)
     for stage, finish_s in enumerate(simulated.finish_s):
         spans.append(Span("reduction", stage, finish_s, finish_s + pipeline.reduction[stage]))

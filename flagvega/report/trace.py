@@ -23,7 +23,9 @@ def trace_events(timeline: Timeline) -> dict[str, Any]:
     last = len(timeline.lanes) - 1
     for stage, lane in enumerate(timeline.lanes):
         names = [f"stage {stage}"]
-        names += [f"stage {stage} to {stage + 1}", f"stage {stage + 1} to {stage}"] if stage < last else []
+        after = (stage + 1) % len(timeline.lanes)
+        if stage < last or timeline.is_ring:
+            names += [f"stage {stage} to {after}", f"stage {after} to {stage}"]
         for i, name in enumerate(names):
             events.append(_meta("thread_name", lane.mesh, 3 * stage + i, name=name))
             events.append(_meta("thread_sort_index", lane.mesh, 3 * stage + i, sort_index=3 * stage + i))
