@@ -20,6 +20,7 @@ ACTIONS: Mapping[str, str] = {
     "run": "start the ranks and follow them to the end; detach=true returns at once",
     "dryrun": "show the plan and every command, and start nothing",
     "plan": "choose the layout: a table, the reasons, and plan.json in the run's folder",
+    "profile": "measure chips and links, and write profile.json, by which later plans go",
     "estimate": "predict time and memory of the layout in the YAML",
     "stop": "save, leave and end every process of a run",
     "status": "what a run does now (also: query)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
@@ -62,6 +62,12 @@ class Engine(Protocol):
 
     def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
         """Commands for every node."""
+
+    def version(self) -> str:
+        """What is installed, in words: measured costs hold for it."""
+
+    def probe_job(self, spec: Spec, plan: Plan, cluster: Cluster, questions: Mapping[str, Any]) -> Job:
+        """Commands that measure, on the devices of a plan, what :mod:`flagvega.plan.questions` asks."""
 
 
 engines: Registry[Engine] = Registry("engine", folder="backends", module="engine", group="flagvega.engines")

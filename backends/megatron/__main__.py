@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
 from pathlib import Path
@@ -18,20 +19,22 @@ def main() -> int:
     """Run this rank to its end; its exit code, also told as its last event."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    settings = read_settings(parser.parse_args().run_dir)
+    parser.add_argument("--profile", action="store_true", help="measure instead of training")
+    given = parser.parse_args()
+    settings = read_settings(given.run_dir)
     me = find_own_place(settings.plan)
     events = Events(settings.run_dir, me.rank)
     events.tell("start", place=str(me))
     try:
-        from backends.megatron.run import run
-
-        code = run(settings, me, events)
+        program = importlib.import_module(f"backends.megatron.{'probe' if given.profile else 'run'}")
+        code: int = program.run(settings, me, events)
     except FlagvegaError as error:
-        events.tell("exit", code=int(error.exit_code), reason=str(error))
+        events.tell("exit", code=int(error.exit_code), reason=str(error), error=type(error).__name__)
         print(error, file=sys.stderr, flush=True)
         return int(error.exit_code)
     except BaseException as error:
-        events.tell("exit", code=int(ExitCode.INTERNAL), reason=f"{type(error).__name__}: {error}")
+        name = type(error).__name__
+        events.tell("exit", code=int(ExitCode.INTERNAL), reason=f"{name}: {error}", error=name)
         raise
     events.tell("exit", code=code, reason="done" if code == 0 else "stopped on request")
     dist.barrier()

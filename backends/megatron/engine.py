@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from backends.megatron.arguments import complete, keys
 from backends.megatron.check import check_arguments, check_files, unusable_values, warnings_of
 from backends.megatron.fields import installed
-from backends.megatron.host import check_host
-from backends.megatron.job import make_job, source_path
+from backends.megatron.host import check_host, installed_version
+from backends.megatron.job import make_job, make_probe_job, source_path
 from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
 from backends.megatron.offer import read_offer, read_workload, settle
 from backends.megatron.request import read_request
@@ -107,6 +108,14 @@ class MegatronEngine:
     def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
         """Commands for every node."""
         return make_job(spec, plan, cluster)
+
+    def version(self) -> str:
+        """What measurements are valid for."""
+        return f"megatron-core {installed_version('megatron-core')}, torch {installed_version('torch')}"
+
+    def probe_job(self, spec: Spec, plan: Plan, cluster: Cluster, questions: Mapping[str, Any]) -> Job:
+        """Commands that measure on the plan's devices."""
+        return make_probe_job(spec, plan, cluster, questions)
 
 
 engine = MegatronEngine()

@@ -59,21 +59,26 @@ def build_groups(plan: Plan, me: Place, backends: dict[int, str]) -> Groups:
     for stage in plan.stages:
         places = stage_places(plan, stage.id)
         mesh = places[0].mesh
-        groups = _stage_groups(maker, [place.rank for place in places], mesh, backends[mesh.id])
+        groups = stage_groups(maker, [place.rank for place in places], mesh, backends[mesh.id])
         if stage.id == me.stage.id:
             mine = groups
     mine["pp"] = _pipeline_group(plan, me, maker, backends)
-    from megatron.core.process_groups_config import ProcessGroupCollection
-
-    world = dist.group.WORLD
-    collection = ProcessGroupCollection(
-        **mine, mp=world, tp_ep_pp=world, intra_dist_opt=world, inter_dist_opt=None, embd=None, pos_embd=None
-    )
-    _set_globals(collection, me, len(plan.stages), len(plan.chain) // len(plan.stages))
+    collection = collect(mine, dist.group.WORLD)
+    enter(collection, me, len(plan.stages), len(plan.chain) // len(plan.stages))
     return Groups(collection, _boundary_groups(plan, backends), _tied_group(plan, maker))
 
 
-def _stage_groups(maker: GroupMaker, ranks: list[int], mesh: Any, backend: str) -> dict[str, Any]:
+def collect(mine: dict[str, Any], world: Any) -> Any:
+    """megatron-core's collection; ``world`` is the group that the whole model is spread over."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    return ProcessGroupCollection(
+        **mine, mp=world, tp_ep_pp=world, intra_dist_opt=world, inter_dist_opt=None, embd=None, pos_embd=None
+    )
+
+
+def stage_groups(maker: GroupMaker, ranks: list[int], mesh: Any, backend: str) -> dict[str, Any]:
+    """Every group inside a stage on ``ranks``; collective over the world."""
     grid = np.array(ranks).reshape(mesh.dp, mesh.cp, mesh.tp)
     experts = np.array(ranks).reshape(-1, mesh.ep, mesh.etp)  # expert dp, ep, expert tp
 
@@ -133,7 +138,8 @@ def _tied_group(plan: Plan, maker: GroupMaker) -> Any:
     return maker.make(sorted({place.rank for place in ends}), "gloo")
 
 
-def _set_globals(groups: Any, me: Place, num_stages: int, num_virtual: int) -> None:
+def enter(groups: Any, me: Place, num_stages: int, num_virtual: int) -> None:
+    """Set megatron-core's globals to the rank's groups."""
     from megatron.core import parallel_state as state
 
     state._TENSOR_MODEL_PARALLEL_GROUP = groups.tp

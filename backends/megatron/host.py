@@ -42,3 +42,11 @@ def _check_megatron(folder: Path | None) -> list[Fault]:
     if version.rpartition(".")[0] == SUPPORTED:
         return []
     return [Fault(f"megatron-core {version} is not supported: only {SUPPORTED}.x is", str(folder), fix)]
+
+
+def installed_version(package: str) -> str:
+    """The version of a package, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

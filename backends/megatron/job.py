@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import site
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import flagvega
 from backends.megatron.arguments import complete
@@ -37,6 +40,14 @@ def make_job(spec: Spec, plan: Plan, cluster: Cluster) -> Job:
             },
         },
     )
+
+
+def make_probe_job(spec: Spec, plan: Plan, cluster: Cluster, questions: Mapping[str, Any]) -> Job:
+    """Commands that measure instead of training: ``questions`` are in :mod:`flagvega.plan.questions`' words."""
+    job = make_job(spec, plan, cluster)
+    nodes = tuple(replace(node, argv=(*node.argv, "--profile")) for node in job.nodes)
+    rank = {**job.files[RANK_FILE], "probe": dict(questions)}
+    return Job(nodes, {**job.files, RANK_FILE: rank})
 
 
 def _flops_per_token(spec: Spec) -> float:

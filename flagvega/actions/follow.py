@@ -31,13 +31,16 @@ JOIN_TOKEN_ENV = "FLAGVEGA_JOIN_TOKEN"
 AGREED_PACKAGES = ("flagvega", "megatron-core")
 
 
-def ready(call: Call, decision: Decision) -> RunDirectory:
-    """Check this host, take the run directory, write its files, and meet the other hosts; PreflightError if not."""
+def ready(call: Call, decision: Decision, with_data: bool = True) -> RunDirectory:
+    """Check this host, take the run directory, write its files, and meet the other hosts; PreflightError if not.
+
+    Without ``with_data``, the files that a training would read are not asked for.
+    """
     launch = decision.launch
     node = _this_node(call, decision)
     if lacking := call.engine.check_host():
         raise PreflightError(lacking)
-    if missing := call.engine.check_files(decision.spec):
+    if with_data and (missing := call.engine.check_files(decision.spec)):
         raise ConfigError(missing)
     faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[launch.job.nodes[node].node])
     if faults:

@@ -6,7 +6,8 @@ Nothing here has been measured on the chip at hand. Assumptions: a chip sustains
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from flagvega.model.work import Work, backward, embedding_work, head_work, layer_work
 from flagvega.model.workload import Workload
@@ -30,6 +31,8 @@ class AnalyticCosts:
     machine: Machine
     distributed_optimizer: bool
     constants: Calibration = field(default_factory=calibration)
+    notes: tuple[str, ...] = ()
+    """What :meth:`tell` adds."""
     _layers: dict[Kind, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,12 +82,28 @@ class AnalyticCosts:
         replicas, expert_replicas = degrees.replicas if sharded else (1, 1)
         updating_s = OPTIMIZER_BYTES * (dense / replicas + experts / expert_replicas)
         updating_s /= self.machine.groups[group].memory_bytes_per_s
-        if not sharded:
-            return updating_s
-        link = self._replica_link(group, degrees)
-        size = self.work.element_bytes
-        gathering_s = _ring_s(link, dense * size, replicas) + _ring_s(link, experts * size, expert_replicas)
-        return updating_s + gathering_s
+        return updating_s + self.gathering_s(group, degrees, dense, experts)
+
+    def gathering_s(self, group: int, degrees: Degrees, dense: float, experts: float) -> float:
+        """Gathering the new weights of a sharded optimizer; nothing where it is not."""
+        if not self.distributed_optimizer:
+            return 0.0
+        replicas, expert_replicas = degrees.replicas
+        link, size = self._replica_link(group, degrees), self.work.element_bytes
+        return _ring_s(link, dense * size, replicas) + _ring_s(link, experts * size, expert_replicas)
+
+    def on(self, machine: Machine) -> AnalyticCosts:
+        """The same constants on another machine."""
+        return replace(self, machine=machine)
+
+    def activation_bytes(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float | None:
+        """Nothing is measured."""
+        return None
+
+    def tell(self, sides: Sequence[Side], samples: int) -> tuple[str, tuple[str, ...]]:
+        """The constants, and how far off they may be."""
+        chips = (self.machine.groups[side.group].chip for side in sides)
+        return self.constants.describe(chips, self.work.dtype), self.notes
 
     def _reduce_s(self, link: Link, parameters: float, replicas: int) -> float:
         """All-reduce, or reduce-scatter where the optimizer is sharded and gathers later."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
+
+from flagvega.plan.machine import Machine
 
 Kind = Literal["embedding", "dense", "experts", "head"]
 """Kinds of work that a stage is made of; the head is the final norm, the output layer and the loss."""
@@ -52,6 +55,13 @@ class Side:
 class Costs(Protocol):
     """Seconds. ``group`` is the index of a kind of chip in the machine; ``samples`` are those of one rank."""
 
+    @property
+    def machine(self) -> Machine:
+        """The machine that the costs hold for."""
+
+    def on(self, machine: Machine) -> Costs:
+        """The same costs on another machine: what would be if its links, memory or numbers were others."""
+
     def forward_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
         """Forward of one micro-batch through one layer of a kind, its collectives included."""
 
@@ -69,3 +79,12 @@ class Costs(Protocol):
 
     def optimizer_s(self, group: int, degrees: Degrees, dense: float, experts: float) -> float:
         """The optimizer's step, and gathering the weights where its state is sharded."""
+
+    def activation_bytes(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float | None:
+        """Bytes that one layer of a kind saves of a micro-batch for its backward pass, where that was measured."""
+
+    def tell(self, sides: Sequence[Side], samples: int) -> tuple[str, tuple[str, ...]]:
+        """Where the numbers for these stages come from, in words, and what was assumed for them.
+
+        ``samples`` are those of a global micro-batch.
+        """
