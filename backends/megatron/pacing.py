@@ -31,12 +31,13 @@ def pace_model(device: Device, chunks: list[Any], config: Any, arguments: Mappin
     for chunk in chunks:
         if chunk.pre_process:
             work = embedding_work(shape, seq, samples, cp=me.mesh.cp, element_bytes=size)
-            _hook(device, chunk.embedding, "embedding", work, me.mesh.tp, 0)
+            _hook(device, chunk.embedding, chunk.embedding, "embedding", work, me.mesh.tp, 0)
         for layer in chunk.decoder.layers:
             work = layer_work(shape, layer.layer_number - 1, seq, samples, ep=me.mesh.ep, **degrees)
-            _hook(device, layer, "layer", work, me.mesh.tp, collective_bytes)
+            _hook(device, layer, layer, "layer", work, me.mesh.tp, collective_bytes)
         if chunk.post_process:
-            _hook(device, chunk.output_layer, "head", head_work(shape, seq, samples, **degrees), me.mesh.tp, 0)
+            # The head ends with the loss, which the chunk computes after its output layer.
+            _hook(device, chunk.output_layer, chunk, "head", head_work(shape, seq, samples, **degrees), me.mesh.tp, 0)
 
 
 def pace_optimizer(device: Device, num_parameters: int) -> None:
@@ -44,7 +45,8 @@ def pace_optimizer(device: Device, num_parameters: int) -> None:
     device.pace("optimizer", 12.0 * num_parameters, 28.0 * num_parameters)
 
 
-def _hook(device: Device, module: Any, kind: str, work: Work, tp: int, collective_bytes: int) -> None:
+def _hook(device: Device, first: Any, last: Any, kind: str, work: Work, tp: int, collective_bytes: int) -> None:
+    """Pace the work between the input of module ``first`` and the output of module ``last``."""
     back = backward(work)
 
     def pace(suffix: str, amount: Work) -> None:
@@ -59,5 +61,5 @@ def _hook(device: Device, module: Any, kind: str, work: Work, tp: int, collectiv
             entering.register_hook(lambda _: pace("bwd", back))
 
     # Module.register_full_backward_hook would make the output a view, which the schedule refuses.
-    module.register_forward_pre_hook(watch_input, with_kwargs=True)
-    module.register_forward_hook(lambda *_: pace("fwd", work))
+    first.register_forward_pre_hook(watch_input, with_kwargs=True)
+    last.register_forward_hook(lambda *_: pace("fwd", work))

@@ -120,9 +120,11 @@ class Trainer:
         if is_updated:
             self.num_updates += 1
             self.scheduler.step(increment=batch_size)
-        iter_time_s = time.perf_counter() - begin
         waited = (self.pipe.wait_s if self.pipe else 0.0) - waited
-        loss, tokens, code, busy = self._share(reports, stop_code, 1.0 - waited / iter_time_s)
+        loss, tokens, code, waits_s = self._share(reports, stop_code, waited)
+        # Here all ranks have met: the slowest one's optimizer is part of the step.
+        iter_time_s = time.perf_counter() - begin
+        busy = tuple(1.0 - wait_s / iter_time_s for wait_s in waits_s)
         return StepResult(loss, grad_norm, tokens, iter_time_s, busy, bool(is_updated), code)
 
     @torch.no_grad()
@@ -205,8 +207,8 @@ class Trainer:
         # A copy: the schedule scales the loss in place.
         return mean, torch.stack([mean.detach().clone(), mask.sum()])
 
-    def _share(self, reports: list[Tensor], stop_code: int, busy: float) -> tuple[float, int, int, tuple[float, ...]]:
-        """Loss, tokens, stop code and busy shares of all stages, known to every rank."""
+    def _share(self, reports: list[Tensor], stop_code: int, wait_s: float) -> tuple[float, int, int, tuple[float, ...]]:
+        """Loss, tokens, stop code and seconds waited by all stages, known to every rank."""
         num_stages = len(self.plan.stages)
         shared = torch.zeros(5 + num_stages, dtype=torch.float64)
         shared[0], shared[1] = float(stop_code > 0), float(stop_code)
@@ -215,7 +217,7 @@ class Trainer:
             shared[2], shared[3] = sums[0], sums[1]
             shared[4] = len(reports) / self.me.mesh.cp
         if (self.me.dp, self.me.cp, self.me.tp) == (0, 0, 0):
-            shared[5 + self.me.stage.id] = busy
+            shared[5 + self.me.stage.id] = wait_s
         dist.all_reduce(shared)
         numbers = shared.tolist()
         weight = numbers[3] if self.plan.batch.loss == "token" else numbers[4]

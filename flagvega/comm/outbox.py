@@ -19,11 +19,14 @@ class Outbox:
         self.group = group
         self._leaving: deque[tuple[Any, torch.Tensor]] = deque()
         self._queue: queue.Queue[tuple[torch.Tensor, int, float]] | None = None
+        self._free_s = 0.0
 
     def post(self, block: torch.Tensor, peer: int, duration_s: float = 0.0) -> None:
         """Send ``block`` to ``peer``; the link is busy with it for ``duration_s``, one message at a time."""
         if duration_s:
-            self._delayed().put((block, peer, duration_s))
+            # Counted from here: a carrier that wakes up late makes no later message late.
+            self._free_s = max(self._free_s, time.perf_counter()) + duration_s
+            self._delayed().put((block, peer, self._free_s))
         else:
             self._send(block, peer)
 
@@ -47,7 +50,7 @@ class Outbox:
 
     def _carry(self, messages: queue.Queue[tuple[torch.Tensor, int, float]]) -> None:
         while True:
-            block, peer, duration_s = messages.get()
-            time.sleep(duration_s)
+            block, peer, leaves_s = messages.get()
+            time.sleep(max(0.0, leaves_s - time.perf_counter()))
             self._send(block, peer)
             messages.task_done()
