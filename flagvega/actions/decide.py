@@ -22,6 +22,7 @@ from flagvega.layout.codec import plan_from_json
 from flagvega.layout.job import Job
 from flagvega.layout.plan import Plan
 from flagvega.layout.ranks import places
+from flagvega.layout.request import LayoutRequest, MeshRequest
 from flagvega.platform import find_chip
 from flagvega.records import read_json
 
@@ -103,6 +104,26 @@ def decide_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:
 def is_automatic(spec: Spec) -> bool:
     """Whether the layout is to be chosen."""
     return bool(spec.blocks.get("plan", {}).get("file") == "auto")
+
+
+def check_shared(spec: Spec) -> None:
+    """ConfigError where several hosts would each choose a plan for the same run.
+
+    What a search finds within its time depends on how fast its host was meanwhile: two hosts may end with two plans.
+    """
+    if not is_automatic(spec):
+        return
+    # Only those who plan wait for the search to be imported.
+    from flagvega.plan.pins import usable_part
+
+    try:
+        cluster = usable_part(spec, find_cluster(spec, LayoutRequest((MeshRequest(),), 1, 1, 1)))
+    except ConfigError:
+        return  # told later, with all that is wrong beside it
+    if sum(bool(node.devices) for node in cluster.nodes) > 1:
+        where = spec.where.get("plan.file", spec.where.get("plan", "plan"))
+        fix = f"plan once with action=plan, then start every host with plan={spec.exp_dir / 'plan.json'}"
+        raise ConfigError(Fault("several hosts of one run would each choose a plan of their own", where, fix))
 
 
 def _choose_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:

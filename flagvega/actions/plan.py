@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
 from typing import Any
@@ -13,45 +14,90 @@ from rich.table import Table
 from flagvega.actions.call import Answer, Call
 from flagvega.errors import PreflightError
 from flagvega.layout.codec import plan_to_json
+from flagvega.plan.compare import Gain, find_gains, other_shapes, price
 from flagvega.plan.explain import Other, binding, others
 from flagvega.plan.planner import Planned, plan_spec
 from flagvega.records import write_json
 from flagvega.report.pictures import Pictures, write_pictures
-from flagvega.report.planning import memory_table, others_table, outlook_table, seconds
+from flagvega.report.planning import gains_table, memory_table, others_table, outlook_table, seconds
 
 PLAN_FILE = "plan.json"
+MIN_REASONS_S, MAX_REASONS_S = 1.0, 4.0
+"""Telling why may take as long as planning did, within these."""
+WORTH_TELLING = 0.005
+"""Share of a step that a change to the cluster must gain to be told as the best one."""
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why the plan is the one."""
+
+    compared: list[Other]
+    """The plain splits, and each kind of chip alone."""
+    shapes: list[Other]
+    """The best plans of other shapes."""
+    gains: list[Gain]
+    """What changes to the cluster would gain, most first."""
+
+    @property
+    def advice(self) -> str:
+        """The one change that would gain most."""
+        if not self.gains:
+            return ""
+        best = self.gains[0]
+        if best.share < WORTH_TELLING:
+            return f"no change to the cluster that was tried gains {WORTH_TELLING:.1%}"
+        return f"what would gain most: {best.name}, at least {best.share:.1%}"
 
 
 def act(call: Call) -> Answer:
     """Plan, whatever ``plan`` says in the YAML, and write ``<exp_dir>/plan.json``."""
     call_spec = call.spec
     spec = replace(call_spec, blocks={**call_spec.blocks, "plan": {**call_spec.blocks.get("plan", {}), "file": "auto"}})
+    begin = time.monotonic()
     planned = plan_spec(spec, call.engine)
-    compared = others(planned.outlook, planned.problem)
+    reasons = find_reasons(planned, min(MAX_REASONS_S, max(MIN_REASONS_S, time.monotonic() - begin)))
     path = spec.exp_dir / PLAN_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan_to_json(planned.plan))
     except OSError as error:
         raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
-    title, tables, facts = _title(planned), _tables(planned, compared), _facts(planned)
+    title, tables, facts = _title(planned), _tables(planned, reasons), _facts(planned, reasons)
     pictures = write_pictures(spec.exp_dir, planned.plan, planned.outlook, planned.problem, title, facts, tables)
     written = f"written to {path}; run it with plan={path}, or with plan=auto"
-    return Answer(_document(planned, compared, path, pictures), (*tables, *facts, written, *pictures.lines))
+    return Answer(_document(planned, reasons, path, pictures), (*tables, *facts, written, *pictures.lines))
 
 
-def _document(planned: Planned, compared: list[Other], path: Path, pictures: Pictures) -> dict[str, Any]:
+def find_reasons(planned: Planned, time_s: float) -> Reasons:
+    """Compare the plan with others, and with what it would be on other clusters, for about so many seconds."""
+    outlook, problem = planned.outlook, planned.problem
+    compared = others(outlook, problem, time_s / 2)
+    shapes = other_shapes(planned.found.others, outlook, problem)
+    return Reasons(compared, shapes, find_gains(outlook, problem, time_s / 2))
+
+
+def _document(planned: Planned, reasons: Reasons, path: Path, pictures: Pictures) -> dict[str, Any]:
+    outlook, problem = planned.outlook, planned.problem
     return {
         "file": str(path),
         "pictures": list(pictures.files),
         "plan": plan_to_json(planned.plan),
-        "limited_by": binding(planned.outlook, planned.problem),
-        "compared": [
-            {"name": other.name, "iteration_s": None if isinf(other.total_s) else other.total_s, "why": other.why}
-            for other in compared
-        ],
+        "objective": problem.objective,
+        "price": price(outlook, problem),
+        "limited_by": binding(outlook, problem),
+        "compared": _listed(reasons.compared),
+        "shapes": _listed(reasons.shapes),
+        "changes": [{"change": gain.name, "iteration_s": gain.total_s, "gain": gain.share} for gain in reasons.gains],
         "unused": unused(planned),
     }
+
+
+def _listed(found: list[Other]) -> list[dict[str, Any]]:
+    return [
+        {"name": other.name, "iteration_s": None if isinf(other.total_s) else other.total_s, "why": other.why}
+        for other in found
+    ]
 
 
 def unused(planned: Planned) -> dict[str, int]:
@@ -65,25 +111,35 @@ def unused(planned: Planned) -> dict[str, int]:
 
 def _title(planned: Planned) -> str:
     facts = planned.plan.predictions
-    step = seconds(planned.found.total_s)
-    return f"plan: {step} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
+    costs = price(planned.outlook, planned.problem)
+    priced = f", price {costs:.4g}" if costs else ""
+    step = seconds(planned.outlook.total_s)
+    return f"plan: {step} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}{priced}"
 
 
-def _facts(planned: Planned) -> tuple[str, ...]:
+def _facts(planned: Planned, reasons: Reasons) -> tuple[str, ...]:
     found, problem = planned.found, planned.problem
-    proof = "no layout in the space is faster by the same costs" if found.gap == 0 else (
-        f"another layout could be faster by at most {found.gap:.1%}: the search ended before it had proven more"
+    better = "cheaper" if problem.objective == "cost" else "faster"
+    proof = f"no layout in the space is {better} by the same costs" if found.gap == 0 else (
+        f"another layout could be {better} by at most {found.gap:.1%}: the search ended before it had proven more"
     )  # fmt: skip
     return (
         f"limited by {binding(planned.outlook, problem)}",
         proof,
-        *(f"left idle, for it is faster without: {count} x {chip}" for chip, count in unused(planned).items()),
+        *(f"left idle, for it is {better} without: {count} x {chip}" for chip, count in unused(planned).items()),
+        *([reasons.advice] if reasons.advice else []),
         f"predicted from {planned.plan.predictions['source']}",
         *(f"assumed: {what}" for what in planned.plan.predictions["assumed"]),
     )
 
 
-def _tables(planned: Planned, compared: list[Other]) -> list[Table]:
+def _tables(planned: Planned, reasons: Reasons) -> list[Table]:
     outlook, problem = planned.outlook, planned.problem
     tables = [outlook_table(outlook, problem, _title(planned)), memory_table(outlook, problem)]
-    return [*tables, others_table(compared, planned.found.total_s)] if compared else tables
+    if reasons.compared:
+        tables.append(others_table(reasons.compared, outlook.total_s, "plainer layouts"))
+    if reasons.shapes:
+        tables.append(others_table(reasons.shapes, outlook.total_s, "the best other shapes"))
+    if reasons.gains:
+        tables.append(gains_table(reasons.gains))
+    return tables

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from flagvega.actions.call import Answer, Call
-from flagvega.actions.decide import decide
+from flagvega.actions.decide import check_shared, decide
 from flagvega.actions.follow import follow, ready, summary
 from flagvega.config.spec import Spec
 from flagvega.errors import ExitCode
@@ -23,6 +23,7 @@ MAX_GROWTH = 1.1
 def act(call: Call) -> Answer:
     """Train a few steps in ``<exp_dir>/test``, always from the start, save once, and look at what came out."""
     num_steps = call.number("steps", NUM_STEPS)
+    check_shared(call.spec)
     decision = decide(call, _shorten(call.spec, num_steps))
     directory = ready(call, decision)
     _drop_checkpoints(directory)

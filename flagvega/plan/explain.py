@@ -15,8 +15,6 @@ from flagvega.plan.simulate import Pipeline
 from flagvega.plan.space import Candidate, Problem
 from flagvega.plan.stages import StageCost, Work
 
-COMPARE_S = 2.0
-"""Seconds that the search on one kind of chip alone may take."""
 _NEARLY_FULL = 0.95
 
 
@@ -34,7 +32,8 @@ class Outlook:
     def idle(self) -> tuple[float, ...]:
         """Share of the step in which each stage computes nothing."""
         m = self.pipeline.num_micro_batches
-        return tuple(1 - (m * stage.time_s + stage.optimizer_s) / self.total_s for stage in self.stages)
+        busy = (m * stage.time_s + stage.optimizer_s for stage in self.stages)
+        return tuple(max(0.0, 1 - its / self.total_s) for its in busy)
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ def binding(outlook: Outlook, problem: Problem) -> str:
     return f"the computation of {name}"
 
 
-def others(outlook: Outlook, problem: Problem) -> list[Other]:
-    """The plain splits over the same meshes, and the best plan of every kind of chip alone."""
+def others(outlook: Outlook, problem: Problem, time_s: float) -> list[Other]:
+    """The plain splits over the same meshes, and the best plan of every kind of chip alone, found within a time."""
     layers = problem.work.shape.layers
     sides = [side for side, _ in outlook.candidate.stages]
     found = []
@@ -136,7 +135,7 @@ def others(outlook: Outlook, problem: Problem) -> list[Other]:
         found.append(_split("split by peak FLOP/s over these meshes", peaks, outlook, problem, layers))
     if len(problem.machine.groups) > 1:
         for i, group in enumerate(problem.machine.groups):
-            found.append(_alone(problem, i, group.chip))
+            found.append(_alone(problem, i, group.chip, time_s / len(problem.machine.groups)))
     return found
 
 
@@ -167,16 +166,18 @@ def apportion(weights: list[float], total: int) -> list[int]:
     return counts
 
 
-def _alone(problem: Problem, group: int, chip: str) -> Other:
+def _alone(problem: Problem, group: int, chip: str, time_s: float) -> Other:
     """The best plan without any other kind of chip."""
     groups = problem.machine.groups
     empty = tuple(its if i == group else replace(its, per_node=(0,)) for i, its in enumerate(groups))
-    alone = replace(problem, machine=replace(problem.machine, groups=empty))
+    kept = tuple(mesh for mesh in problem.choices.kept if mesh.chip == chip)
+    choices = replace(problem.choices, kept=kept)
+    alone = replace(problem, machine=replace(problem.machine, groups=empty), choices=choices)
     name = f"{groups[group].count} x {chip} alone"
     try:
-        found = search(alone, lambda candidate: True, COMPARE_S)
+        found = search(alone, lambda candidate: True, time_s)
     except NoPlanError:
         return Other(name, inf, "no plan was found in the time there was")
     if found is None:
         return Other(name, inf, "no plan: the model does not fit")
-    return Other(name, found.total_s, f"{len(found.candidate.stages)} stages")
+    return Other(name, found.total_s, f"{len(found.candidate.stages)} stage{'s' * (len(found.candidate.stages) > 1)}")

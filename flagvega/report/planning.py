@@ -8,11 +8,12 @@ from math import isinf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flagvega.plan.costs import Side
+from flagvega.plan.compare import Gain, describe_degrees
 from flagvega.plan.explain import Other, Outlook
 from flagvega.plan.space import Problem
 
 _GIB = 2**30
+MAX_GAINS = 5
 
 
 def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
@@ -30,7 +31,7 @@ def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
         slow = ", one more" if i in outlook.candidate.slow else ""
         is_last = i == len(outlook.stages) - 1
         table.add_row(
-            str(i), "+".join(words), group.chip, str(side.degrees.size), degrees_of(side),
+            str(i), "+".join(words), group.chip, str(side.degrees.size), describe_degrees(side.degrees),
             str(outlook.candidate.samples // side.degrees.dp), str(outlook.pipeline.in_flight[i]),
             seconds(stage.forward_s), seconds(stage.backward_s), f"{outlook.idle[i]:.0%}",
             f"{stage.memory.total / _GIB:.3g} of {group.memory_bytes / _GIB:.3g} GiB",
@@ -50,9 +51,9 @@ def memory_table(outlook: Outlook, problem: Problem) -> Table:
     return table
 
 
-def others_table(others: Sequence[Other], total_s: float) -> Table:
+def others_table(others: Sequence[Other], total_s: float, title: str = "compared") -> Table:
     """What other layouts would do."""
-    table = Table("instead", "step", "slower by", "why", title="compared", title_justify="left", box=SIMPLE_HEAD)
+    table = Table("instead", "step", "slower by", "why", title=title, title_justify="left", box=SIMPLE_HEAD)
     for other in others:
         fits = not isinf(other.total_s)
         slower = f"{other.total_s / total_s - 1:.1%}" if fits else "-"
@@ -60,11 +61,12 @@ def others_table(others: Sequence[Other], total_s: float) -> Table:
     return table
 
 
-def degrees_of(side: Side) -> str:
-    """``tp2 dp4``: those above 1."""
-    its = side.degrees
-    words = [f"{name}{degree}" for name in ("tp", "cp", "ep", "dp") if (degree := getattr(its, name)) > 1]
-    return " ".join(words + (["sp"] if its.sp else [])) or "1"
+def gains_table(gains: Sequence[Gain]) -> Table:
+    """What changes to the cluster would gain, the first few."""
+    table = Table("with", "step", "gain", title="another cluster", title_justify="left", box=SIMPLE_HEAD)
+    for gain in gains[:MAX_GAINS]:
+        table.add_row(gain.name, seconds(gain.total_s), f"{gain.share:.1%}")
+    return table
 
 
 def seconds(value: float) -> str:

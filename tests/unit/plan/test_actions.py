@@ -136,3 +136,27 @@ def test_a_cluster_file_stands_in_for_the_block(capsys: pytest.CaptureFixture[st
     code, answer = ask(capsys, "action=plan", "cluster=machines.yaml")
     assert code == 2
     assert answer["faults"][0]["where"].startswith("machines.yaml:2")
+
+
+def test_hosts_of_one_run_are_not_left_to_plan_each_for_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    hosts = "cluster.nodes=[{host: a, chip: emu-s}, {host: b, chip: emu-l}]"
+    code, answer = ask(capsys, "action=run", hosts)
+    assert code == 2
+    [fault] = answer["faults"]
+    assert "each choose a plan" in fault["what"]
+    assert fault["where"] == "conf/exp.yaml:7 plan.file"
+    assert f"plan={Path('out/plan.json').absolute()}" in fault["fix"]
+    assert not Path("out").exists()
+    code, _ = ask(capsys, "action=dryrun", "construct=false", hosts)
+    assert code == 0
+
+
+def test_the_plan_says_what_a_change_to_the_cluster_would_gain(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "[{host: a, chip: emu-s, devices: 2, network_gb_s: 0.001}, {host: b, chip: emu-l, network_gb_s: 0.001}]"
+    code, answer = ask(capsys, "action=plan", f"cluster.nodes={nodes}")
+    assert code == 0
+    gains = [change["gain"] for change in answer["changes"]]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] > 0.005
+    advice = f"what would gain most: {answer['changes'][0]['change']}, at least"
+    assert advice in Path("out/report/plan.html").read_text()
