@@ -160,3 +160,25 @@ def test_the_plan_says_what_a_change_to_the_cluster_would_gain(capsys: pytest.Ca
     assert gains[0] > 0.005
     advice = f"what would gain most: {answer['changes'][0]['change']}, at least"
     assert advice in Path("out/report/plan.html").read_text()
+
+
+def test_a_hostfile_of_chips_that_are_not_here_is_completed_from_their_data_sheets(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("hosts").write_text("a slots=2 type=A800  # as FlagScale writes it\nb slots=2 type=910B3\n")
+    words = ["~cluster", "experiment.runner.hostfile=hosts", "+train.system={precision: {bf16: true}}"]
+    code, answer = ask(capsys, "action=plan", *words)
+    assert code == 0
+    used = {mesh["chip"] for mesh in answer["plan"]["decisions"]["meshes"]}
+    assert used | set(answer["unused"]) == {"a800-sxm-80g", "ascend-910b3"}
+    assumed = answer["plan"]["predictions"]["assumed"]
+    assert [line.split(":")[0] for line in assumed if "write network_gb_s" in line] == [
+        "network of a800-sxm-80g",
+        "network of ascend-910b3",
+    ]
+    Path("hosts").write_text("a slots=2 type=910B1\n")
+    code, answer = ask(capsys, "action=plan", *words)
+    assert code == 2
+    [fault] = answer["faults"]
+    assert "no peak rate in bf16 is known of ascend-910b1" in fault["what"]
+    assert "cluster: {nodes: [{host: ..., chip: ascend-910b1" in fault["fix"]
