@@ -21,7 +21,6 @@ from backends.megatron.progress import Extent, Position
 from backends.megatron.trainer import StepResult, Trainer
 from flagvega.errors import ExitCode, VerdictError
 
-
 LEAVE = 256
 """The code of a request to leave at once, with nothing saved, as if all were done: of one who only measures."""
 
@@ -127,6 +126,7 @@ def _row(trainer: Trainer, result: StepResult, position: Position, lr: float) ->
         "iter_time_s": result.iter_time_s,
         "tokens_per_s": result.tokens / result.iter_time_s,
         "busy": [round(share, 4) for share in result.busy],
+        "peak_bytes": list(result.peak_bytes),
     }
     if trainer.arguments["fp16"]:
         row["loss_scale"] = float(trainer.optimizer.get_loss_scale())

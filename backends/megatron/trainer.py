@@ -36,6 +36,8 @@ class StepResult:
     iter_time_s: float
     busy: tuple[float, ...]
     """Share of the step's time that each stage did not wait for its neighbours."""
+    peak_bytes: tuple[int, ...]
+    """Most bytes that the first rank of each stage has held so far."""
     is_updated: bool
     stop_code: int
     """Exit code that some rank was asked to leave with, or 0."""
@@ -121,11 +123,11 @@ class Trainer:
             self.num_updates += 1
             self.scheduler.step(increment=batch_size)
         waited = (self.pipe.wait_s if self.pipe else 0.0) - waited
-        loss, tokens, code, waits_s = self._share(reports, stop_code, waited)
+        loss, tokens, code, waits_s, peak_bytes = self._share(reports, stop_code, waited)
         # Here all ranks have met: the slowest one's optimizer is part of the step.
         iter_time_s = time.perf_counter() - begin
         busy = tuple(1.0 - wait_s / iter_time_s for wait_s in waits_s)
-        return StepResult(loss, grad_norm, tokens, iter_time_s, busy, bool(is_updated), code)
+        return StepResult(loss, grad_norm, tokens, iter_time_s, busy, peak_bytes, bool(is_updated), code)
 
     @torch.no_grad()
     def evaluate(self, dataset: Dataset | None, first_sample: int, batch_size: int, num_steps: int) -> float:
@@ -207,19 +209,23 @@ class Trainer:
         # A copy: the schedule scales the loss in place.
         return mean, torch.stack([mean.detach().clone(), mask.sum()])
 
-    def _share(self, reports: list[Tensor], stop_code: int, wait_s: float) -> tuple[float, int, int, tuple[float, ...]]:
-        """Loss, tokens, stop code and seconds waited by all stages, known to every rank."""
+    def _share(
+        self, reports: list[Tensor], stop_code: int, wait_s: float
+    ) -> tuple[float, int, int, tuple[float, ...], tuple[int, ...]]:
+        """Loss, tokens, stop code, and each stage's seconds waited and peak memory, known to every rank."""
         num_stages = len(self.plan.stages)
-        shared = torch.zeros(5 + num_stages, dtype=torch.float64)
+        shared = torch.zeros(5 + 2 * num_stages, dtype=torch.float64)
         shared[0], shared[1] = float(stop_code > 0), float(stop_code)
         if reports and self.me.tp == 0:
             sums = torch.stack(reports).double().sum(0).cpu()
             shared[2], shared[3] = sums[0], sums[1]
             shared[4] = len(reports) / self.me.mesh.cp
         if (self.me.dp, self.me.cp, self.me.tp) == (0, 0, 0):
-            shared[5 + self.me.stage.id] = wait_s
+            stage = 5 + self.me.stage.id
+            shared[stage], shared[stage + num_stages] = wait_s, self.device.peak_bytes()
         dist.all_reduce(shared)
         numbers = shared.tolist()
         weight = numbers[3] if self.plan.batch.loss == "token" else numbers[4]
         code = round(numbers[1] / numbers[0]) if numbers[0] else 0
-        return numbers[2] / max(weight, 1.0), round(numbers[3]), code, tuple(numbers[5:])
+        waits_s, peak_bytes = numbers[5 : 5 + num_stages], map(round, numbers[5 + num_stages :])
+        return numbers[2] / max(weight, 1.0), round(numbers[3]), code, tuple(waits_s), tuple(peak_bytes)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+_GIB = 2**30
 WINDOW = 20
 """Steps that rates are averaged over."""
 
@@ -68,6 +69,8 @@ class Progress:
             found["MFU"] = f"{self.mfu:.1%}"
         if row.get("busy"):
             found["busy"] = " ".join(f"{share:.0%}" for share in row["busy"])
+        if row.get("peak_bytes"):
+            found["peak GiB"] = " ".join(f"{held / _GIB:.3g}" for held in row["peak_bytes"])
         if row.get("valid_loss") is not None:
             found["valid loss"] = f"{row['valid_loss']:.4f}"
         if self.left_s is not None:

@@ -21,13 +21,14 @@ def row(step: int, **more: Any) -> dict[str, Any]:
 def test_rates_shares_and_time_left_follow_from_the_metrics() -> None:
     progress = Progress({"total_steps": 10, "flops_per_token": 1e6, "peak_flops": 1e9})
     for step in (1, 2, 3, 4):
-        progress.add(row(step, busy=[0.5, 0.25]))
+        progress.add(row(step, busy=[0.5, 0.25], peak_bytes=[3 * 2**30, 2**29]))
     assert progress.tokens_per_s == 200
     assert progress.mfu == pytest.approx(0.2)
     assert progress.left_s == pytest.approx(3.0)
     fields = progress.fields()
     assert fields["step"] == "4/10"
     assert fields["busy"] == "50% 25%"
+    assert fields["peak GiB"] == "3 0.5"
     assert fields["left"] == "0:00:03"
 
 
