@@ -17,6 +17,8 @@ from flagvega.layout.plan import Boundary
 from flagvega.layout.ranks import Place
 from flagvega.platform import Device
 
+WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -36,7 +38,8 @@ class Neighbour:
         self.me, self.shape, self.tp_group, self.device = me, shape, tp_group, device
         self.take_group, self.outbox = take_group, Outbox(give_group)
         self.staged = boundary.transport == "bridge" and shape.device.type != "cpu"
-        self.wire = getattr(torch, boundary.wire_dtype) if boundary.wire_dtype else shape.dtype
+        self.chunk_bytes = boundary.chunk_bytes if boundary.transport == "bridge" else 0
+        self.wire = WIRE[boundary.wire_dtype] if boundary.wire_dtype else shape.dtype
         self.same_mesh = others[0].mesh.id == me.mesh.id
         self.num_samples = samples // me.mesh.dp
         self.local_sequence = shape.sequence // me.mesh.cp
@@ -47,7 +50,7 @@ class Neighbour:
             self.pieces: tuple[Piece, ...] = (Piece(peer.rank, ((0, rows),), (0, self.num_samples)),)
         else:
             self.pieces = exchange_pieces(me, tuple(others), shape.sequence, samples)
-        self.inbox: deque[list[tuple[Any, torch.Tensor]]] = deque()
+        self.inbox: deque[list[tuple[list[Any], torch.Tensor]]] = deque()
         self.expected = 0
         self.wait_s = 0.0
 
@@ -65,15 +68,25 @@ class Neighbour:
         message = []
         for piece in self.pieces:
             buffer = torch.empty(piece.num_rows, piece.num_samples, self.shape.hidden, dtype=self.wire, device=device)
-            message.append((dist.irecv(buffer, piece.peer, group=self.take_group), buffer))
+            works = [dist.irecv(part, piece.peer, group=self.take_group) for part in self._cut(buffer, self.wire)]
+            message.append((works, buffer))
         self.inbox.append(message)
+
+    def _cut(self, block: torch.Tensor, wire: torch.dtype) -> Sequence[torch.Tensor]:
+        """A block in parts of whole rows that are sent one by one, each at most ``chunk_bytes`` where rows allow."""
+        if not self.chunk_bytes or block.numel() == 0:
+            return (block,)
+        row_bytes = block[0].numel() * wire.itemsize
+        parts: Sequence[torch.Tensor] = block.split(max(1, self.chunk_bytes // row_bytes))
+        return parts
 
     def take(self) -> torch.Tensor:
         """The next tensor from this side, as the rank's layers want it."""
         message = self.inbox.popleft()
         begin = time.perf_counter()
-        for work, _ in message:
-            work.wait()
+        for works, _ in message:
+            for work in works:
+                work.wait()
         self.wait_s += time.perf_counter() - begin
         self._post()
         if self.same_mesh:
@@ -105,7 +118,9 @@ class Neighbour:
         offset = 0 if self.same_mesh or self.me.mesh.sp else self.me.tp * self.owned_sequence
         for piece in self.pieces:
             parts = [tensor[offset + start : offset + stop, slice(*piece.samples)] for start, stop in piece.rows]
-            block = parts[0] if len(parts) == 1 else torch.cat(parts)
-            block = block.to("cpu" if self.staged else block.device, self.wire).contiguous()
-            duration_s = self.device.duration_s("transfer", 0.0, block.numel() * block.element_size())
-            self.outbox.post(block, piece.peer, duration_s)
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            # A part is on its way while the next one is converted and copied to the host.
+            for part in self._cut(whole, self.wire):
+                block = part.to("cpu" if self.staged else part.device, self.wire).contiguous()
+                duration_s = self.device.duration_s("transfer", 0.0, block.numel() * block.element_size())
+                self.outbox.post(block, piece.peer, duration_s)
