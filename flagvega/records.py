@@ -70,8 +70,11 @@ def sync_directory(path: Path) -> None:
 # ---- lines ----
 
 
-def append_json_line(path: str | Path, value: Any) -> None:
-    """Append one object in one write. A file has one writer; a line torn by its death is cut off first."""
+def append_json_line(path: str | Path, value: Any, durable: bool = False) -> None:
+    """Append one object in one write. A file has one writer; a line torn by its death is cut off first.
+
+    ``durable`` returns only when it is on the disk.
+    """
     line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -79,6 +82,8 @@ def append_json_line(path: str | Path, value: Any) -> None:
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             os.ftruncate(descriptor, Path(path).read_bytes().rfind(b"\n") + 1)
         os.write(descriptor, line)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -40,6 +40,7 @@ class Measured:
     """Seconds of each measured step."""
     busy: tuple[float, ...] = ()
     """Share of the step in which each stage computes."""
+    tokens_per_s: float = 0.0
     loss: float | None = None
     is_finite: bool = True
 
@@ -65,6 +66,7 @@ def read_steps(rows: Sequence[Mapping[str, Any]], warmup_iters: int) -> Measured
     return Measured(
         tuple(float(row["iter_time_s"]) for row in measured),
         tuple(fmean(column) for column in zip(*shares, strict=True)),
+        fmean([row.get("tokens_per_s", 0.0) for row in measured]) if measured else 0.0,
         losses[-1] if losses else None,
         all(math.isfinite(loss) for loss in losses),
     )

@@ -32,16 +32,33 @@ class Part:
     settings: Settings
     spec: Spec
     """With the settings, without a layout."""
-    layout: LayoutRequest
-    """All of a layout that no candidate changes."""
-    cluster: Cluster
-    forecast: Forecast
-    shapes: tuple[Shape, ...]
+    layout: LayoutRequest | None = None
+    """All of a layout that no candidate changes; None where the layout is the YAML's own."""
+    cluster: Cluster | None = None
+    forecast: Forecast | None = None
+    shapes: tuple[Shape, ...] = ()
+    scale: float = 1.0
+    """By what its seconds a step are multiplied, to compare steps of unlike numbers of samples."""
+
+    @property
+    def samples(self) -> int:
+        """Of a step."""
+        assert self.forecast is not None
+        return self.forecast.problem.work.global_batch
+
+    @property
+    def layers(self) -> int:
+        """Of the model."""
+        assert self.forecast is not None
+        return self.forecast.problem.work.shape.layers
 
     def plan(self, point: Point, engine: Engine) -> Plan:
         """The plan of a candidate; ConfigError when the engine refuses it after all."""
         shape = point.shape
         assert shape is not None
+        assert self.forecast is not None
+        assert self.layout is not None
+        assert self.cluster is not None
         outlook = self.forecast.look(shape, point.split)
         pinned = shape.recompute
         request = make_request(
@@ -80,9 +97,10 @@ class Question:
 
 
 def ask(spec: Spec, engine: Engine) -> Question:
-    """Read the space of a spec and write it out; ConfigError when it cannot be read or leaves nothing."""
+    """Read the space of a spec and write it out; ConfigError when it cannot be read."""
     space = read_space(spec, engine)
-    base, tally = engine.free(spec), Tally()
+    has_layouts = is_layout_open(space)
+    base, tally = engine.free(spec) if has_layouts else spec, Tally()
     parts: list[Part] = []
     refused: list[tuple[Settings, str]] = []
     for settings in space.combinations():
@@ -90,7 +108,12 @@ def ask(spec: Spec, engine: Engine) -> Question:
         try:
             if faults := engine.check(engine.settle(chosen, None)):
                 raise ConfigError(faults)
-            parts.append(_part(chosen, settings, space, spec, engine, tally))
+            if has_layouts:
+                part = _part(chosen, settings, space, spec, engine, tally)
+                part = replace(part, scale=parts[0].samples / part.samples if parts else 1.0)
+            else:
+                part = Part(settings, chosen)
+            parts.append(part)
         except ConfigError as error:
             refused.append((settings, error.faults[0].what))
             if space.num_settings == 1:
@@ -101,7 +124,8 @@ def ask(spec: Spec, engine: Engine) -> Question:
 def with_settings(spec: Spec, settings: Settings) -> Spec:
     """The spec with engine arguments, environment variables and keys of the bridge as a candidate has them."""
     arguments, envs, bridge = dict(spec.arguments), dict(spec.envs), dict(spec.blocks.get("bridge", {}))
-    for name, value in settings:
+    for name, item in settings:
+        value = list(item) if isinstance(item, tuple) else item
         head, _, tail = name.partition(".")
         if head == "env" and tail:
             envs[tail] = str(value)
@@ -174,5 +198,5 @@ def _facts(problem: Problem, spec: Spec, engine: Engine) -> Facts:
 
 
 def is_layout_open(space: Space) -> bool:
-    """Whether some dimension of the layout is tuned."""
-    return any(name in LAYOUT for name in space.tuned)
+    """Whether some dimension of the layout is tuned: it is named, or nothing at all is named."""
+    return not space.tuned or any(name in LAYOUT for name in space.tuned)

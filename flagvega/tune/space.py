@@ -186,6 +186,7 @@ def _typed(name: str, values: Values, keys: Mapping[str, Any]) -> tuple[Any, ...
     if name not in keys:
         return values
     try:
-        return tuple(coerce(keys[name].type, list(item) if isinstance(item, tuple) else item) for item in values)
+        found = [coerce(keys[name].type, list(item) if isinstance(item, tuple) else item) for item in values]
     except WrongTypeError as error:
         raise _UnreadableError(f"'{name}' cannot be one of {list(values)}") from error
+    return tuple(tuple(item) if isinstance(item, list) else item for item in found)

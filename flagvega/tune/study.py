@@ -1,0 +1,140 @@
+"""The records of a search: one line a trial, appended and synced, so that what was measured is never lost or doubled."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flagvega.layout.plan import Recompute
+from flagvega.layout.request import MeshRequest
+from flagvega.records import append_json_line, read_json_lines, write_text
+from flagvega.tune.shape import Point, Shape
+from flagvega.tune.trial import Status
+
+SCHEMA = 1
+GOOD: tuple[Status, ...] = ("ok", "worse")
+"""Trials that measured a time."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is known of one trial; a line of ``trials.jsonl``."""
+
+    number: int
+    key: str
+    """Of the candidate and of everything beside it: no two trials have the same."""
+    point: Mapping[str, Any]
+    """The candidate, so that it can be built again."""
+    values: Mapping[str, Any]
+    """The candidate in words."""
+    status: Status
+    reason: str = ""
+    time_s: float | None = None
+    """Mean seconds of a step."""
+    half_width_s: float | None = None
+    steps: tuple[float, ...] = ()
+    tokens_per_s: float | None = None
+    predicted_s: float | None = None
+    """By the planner alone."""
+    corrected_s: float | None = None
+    """By what was known when it was chosen."""
+    memory_share: float | None = None
+    """Predicted: of the fullest device."""
+    busy: tuple[float, ...] = ()
+    loss: float | None = None
+    rank: int | None = None
+    """That ran out of memory."""
+    started: float = 0.0
+    """Unix s."""
+    took_s: float = 0.0
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it measured a time."""
+        return self.status in GOOD and self.time_s is not None
+
+
+@dataclass
+class Study:
+    """The folder of a search: ``trials.jsonl``, ``trials.csv`` and a folder for each trial."""
+
+    root: Path
+    trials: list[Trial] = field(default_factory=list)
+    foreign: int = 0
+    """Lines of another schema, left alone."""
+
+    @classmethod
+    def open(cls, root: Path) -> Study:
+        """What is there already; a line that a crash tore off is dropped."""
+        root.mkdir(parents=True, exist_ok=True)
+        rows = read_json_lines(root / "trials.jsonl")
+        ours = [row for row in rows if row.get("schema") == SCHEMA]
+        found: dict[str, Trial] = {}
+        for row in ours:
+            found.setdefault(row["key"], Trial(**{**row, **{name: tuple(row[name]) for name in _TUPLES}}))
+        return cls(root, list(found.values()), len(rows) - len(ours))
+
+    def add(self, trial: Trial) -> None:
+        """Record a trial for good."""
+        assert trial.key not in self.keys
+        append_json_line(self.root / "trials.jsonl", asdict(trial), durable=True)
+        self.trials.append(trial)
+        write_text(self.root / "trials.csv", _csv(self.trials))
+
+    @property
+    def keys(self) -> set[str]:
+        """Of all trials."""
+        return {trial.key for trial in self.trials}
+
+    @property
+    def best(self) -> Trial | None:
+        """The fastest."""
+        good = [trial for trial in self.trials if trial.status == "ok" and trial.time_s is not None]
+        return min(good, key=lambda trial: trial.time_s or 0.0, default=None)
+
+    def next_number(self) -> int:
+        """Of a new trial."""
+        return max((trial.number for trial in self.trials), default=0) + 1
+
+    def folder(self, number: int) -> Path:
+        """Where a trial runs."""
+        return self.root / "trials" / f"{number:03d}"
+
+
+_TUPLES = ("steps", "busy", "notes")
+
+
+def encode(point: Point) -> dict[str, Any]:
+    """A candidate as plain data."""
+    shape = asdict(point.shape) if point.shape is not None else None
+    return {"settings": [list(pair) for pair in point.settings], "shape": shape, "split": list(point.split)}
+
+
+def decode(value: Mapping[str, Any]) -> Point:
+    """A candidate from plain data."""
+    settings = tuple((name, tuple(item) if isinstance(item, list) else item) for name, item in value["settings"])
+    raw = value["shape"]
+    if raw is None:
+        return Point(settings)
+    recompute = None if raw["recompute"] is None else tuple(Recompute(**part) for part in raw["recompute"])
+    meshes = tuple(MeshRequest(**mesh) for mesh in raw["meshes"])
+    return Point(settings, Shape(**{**raw, "meshes": meshes, "recompute": recompute}), tuple(value["split"]))
+
+
+def _csv(trials: list[Trial]) -> str:
+    names = list(dict.fromkeys(name for trial in trials for name in trial.values))
+    facts = ("number", "status", "time_s", "half_width_s", "tokens_per_s", "predicted_s", "corrected_s",
+             "memory_share", "took_s", "reason")  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*facts, *names])
+    for trial in sorted(trials, key=lambda trial: (trial.time_s is None, trial.time_s or 0.0)):
+        row = asdict(trial)
+        writer.writerow([*(row[name] for name in facts), *(trial.values.get(name, "") for name in names)])
+    return text.getvalue()

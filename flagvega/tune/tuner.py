@@ -1,0 +1,211 @@
+"""The search itself: choose, try, record, learn; and say why it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flagvega.config.spec import Spec
+from flagvega.engine import Engine
+from flagvega.errors import ConfigError, Fault, NoPlanError
+from flagvega.layout.plan import Plan
+from flagvega.tune.measure import Limits
+from flagvega.tune.pool import Pool, Seen
+from flagvega.tune.question import Part, Question
+from flagvega.tune.search import Guided, Order, replay
+from flagvega.tune.shape import Point
+from flagvega.tune.study import Study, Trial, encode
+from flagvega.tune.trial import Outcome
+
+MIN_GAIN = 0.001
+"""A trial is better than the best when it is so by this share."""
+
+Run = Callable[[Path, Part, Plan | None, Limits], Outcome]
+"""Runs a trial in a folder; ConfigError or PreflightError when it cannot start."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be tried."""
+
+    max_trials: int | None = None
+    max_time_s: float | None = None
+    patience: int | None = None
+
+
+@dataclass
+class Progress:
+    """How far a search is, for whoever watches."""
+
+    study: Study
+    pool: Pool
+    order: Order
+    budget: Budget
+    began: float = field(default_factory=time.monotonic)
+    running: dict[int, Seen] = field(default_factory=dict)
+    refused: list[tuple[Point, str]] = field(default_factory=list)
+    """Candidates that the engine refused when their turn came."""
+    ended: str = ""
+    """Why the search is over."""
+    num_before: int = 0
+    """Trials of former searches that count."""
+
+    @property
+    def spent_s(self) -> float:
+        """Since the search began."""
+        return time.monotonic() - self.began
+
+
+@dataclass
+class Tuner:
+    """One search in one folder."""
+
+    question: Question
+    spec: Spec
+    engine: Engine
+    progress: Progress
+    base_key: str
+    """Of everything that no candidate changes."""
+    run: Run
+    limits: Callable[[float | None], Limits]
+    """Limits of a trial, by the seconds a step of the best so far."""
+    watch: Callable[[Progress], None] = lambda progress: None
+
+    def search(self) -> Trial:
+        """Try until the search ends; the best trial. NoPlanError when nothing ran."""
+        progress, study = self.progress, self.progress.study
+        ours = [trial for trial in study.trials if trial.key.startswith(f"{self.base_key}-")]
+        progress.num_before = replay(progress.order, progress.pool, ours, self.key_of)
+        while not (why := self._over()):
+            seen = progress.order.next()
+            if seen is None:
+                why = "all candidates have been tried"
+                break
+            self._try(seen)
+        progress.ended = why
+        self.watch(progress)
+        best = self.best
+        if best is None:
+            raise NoPlanError(self._nothing())
+        return best
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Those of this very question."""
+        return [trial for trial in self.progress.study.trials if trial.key.startswith(f"{self.base_key}-")]
+
+    @property
+    def best(self) -> Trial | None:
+        """The fastest of them."""
+        good = [trial for trial in self.trials if trial.status == "ok"]
+        return min(good, key=lambda trial: trial.time_s or 0.0, default=None)
+
+    def key_of(self, point: Point) -> str:
+        """What a record of a candidate is known by."""
+        return f"{self.base_key}-{point.key}"
+
+    def _try(self, seen: Seen) -> None:
+        progress = self.progress
+        try:
+            plan = seen.part.plan(seen.point, self.engine) if seen.point.shape is not None else None
+        except ConfigError as error:
+            progress.refused.append((seen.point, error.faults[0].what))
+            return
+        number = progress.study.next_number()
+        progress.running[number] = seen
+        self.watch(progress)
+        started = time.time()
+        best = self.best
+        limits = self.limits(best.time_s / seen.part.scale if best and best.time_s else None)
+        try:
+            outcome = self.run(progress.study.folder(number), seen.part, plan, limits)
+        except ConfigError as error:
+            outcome = Outcome("refused", error.faults[0].what)
+        finally:
+            progress.running.pop(number, None)
+        trial = _record(number, self.key_of(seen.point), seen, outcome, started)
+        progress.study.add(trial)
+        progress.order.learn(seen, trial)
+        self.watch(progress)
+
+    def _over(self) -> str:
+        """Why the search ends here, or nothing."""
+        budget, progress = self.progress.budget, self.progress
+        trials, best = self.trials, self.best
+        if budget.max_trials is not None and len(trials) >= budget.max_trials:
+            return f"{len(trials)} trials were allowed"
+        if budget.max_time_s is not None and progress.spent_s >= budget.max_time_s:
+            return f"{budget.max_time_s:.0f} s were allowed"
+        if best is None:
+            return ""
+        if budget.patience is not None and (since := _since_better(trials)) >= budget.patience:
+            return f"the last {since} trials were no better"
+        if isinstance(progress.order, Guided) and best.time_s is not None:
+            bound_s = progress.order.bound_s()
+            if bound_s == float("inf"):
+                return "" if not trials else "all candidates have been tried"
+            if best.time_s <= bound_s:
+                return f"none that is left is likely to be faster than {bound_s / best.time_s:.3f} x the best"
+        return ""
+
+    def _nothing(self) -> list[Fault]:
+        """Why there is no best."""
+        if not self.trials:
+            faults = [Fault("no candidate is left to be tried", "experiment.auto_tuner.space")]
+            reasons = Counter(reason for _, reason in (*self.progress.refused, *self.question.refused))
+            return faults + [Fault(f"{count} x {reason}") for reason, count in reasons.most_common(3)]
+        [(reason, count)] = Counter(f"{trial.status}: {trial.reason}" for trial in self.trials).most_common(1)
+        what = f"all {len(self.trials)} trials failed, most of them ({count}) so: {reason}"
+        return [Fault(what, str(self.progress.study.root), "the trials' folders have their logs")]
+
+
+def _since_better(trials: list[Trial]) -> int:
+    """Trials since the best one was found, dead ones not counted."""
+    best, since = float("inf"), 0
+    for trial in trials:
+        if trial.status == "ok" and trial.time_s is not None and trial.time_s < best * (1 - MIN_GAIN):
+            best, since = trial.time_s, 0
+        elif trial.is_good:
+            since += 1
+    return since
+
+
+def _record(number: int, key: str, seen: Seen, outcome: Outcome, started: float) -> Trial:
+    measured = outcome.measured
+    has_time = measured is not None and outcome.status in ("ok", "worse")
+    return Trial(
+        number=number,
+        key=key,
+        point=encode(seen.point),
+        values={name: _plain(value) for name, value in seen.point.values.items()},
+        status=outcome.status,
+        reason=outcome.reason,
+        time_s=measured.mean_s * seen.part.scale if has_time and measured else None,
+        half_width_s=min(measured.half_width_s, 1e9) * seen.part.scale if has_time and measured else None,
+        steps=measured.steps if measured else (),
+        tokens_per_s=measured.tokens_per_s if has_time and measured else None,
+        predicted_s=seen.predicted_s,
+        corrected_s=seen.corrected_s,
+        memory_share=seen.memory_share,
+        busy=measured.busy if measured else (),
+        loss=measured.loss if measured and measured.is_finite else None,
+        rank=outcome.rank,
+        started=started,
+        took_s=outcome.took_s,
+        notes=outcome.notes,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def fingerprint(value: Any) -> str:
+    """Eight digits of a hash of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
