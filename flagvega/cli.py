@@ -22,6 +22,8 @@ ACTIONS: Mapping[str, str] = {
     "plan": "choose the layout: a table, the reasons, and plan.json in the run's folder",
     "profile": "measure chips and links, and write profile.json, by which later plans go",
     "estimate": "predict time and memory of the layout in the YAML",
+    "auto_tune": "find the fastest configuration by few trials, guided by the planner",
+    "convert": "the weights of a run as a HuggingFace folder: to=, checkpoint=, dtype=",
     "stop": "save, leave and end every process of a run",
     "status": "what a run does now (also: query)",
     "query": "the same as status",

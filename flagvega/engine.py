@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from flagvega.cluster.nodes import Cluster
@@ -62,6 +63,11 @@ class Engine(Protocol):
 
     def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
         """Commands for every node."""
+
+    def export(
+        self, spec: Spec, checkpoint: Path | None, folder: Path, dtype: str | None, tell: Callable[[float], None]
+    ) -> Mapping[str, Any]:
+        """Write the weights of a run as a HuggingFace folder, telling the share that is done; what was written."""
 
     def version(self) -> str:
         """What is installed, in words: measured costs hold for it."""

@@ -18,29 +18,15 @@ import torch.distributed as dist
 from backends.megatron.events import Events
 from backends.megatron.moments import read_moments, state_names, write_moments
 from backends.megatron.progress import Position
+from backends.megatron.saved import find_good
+from backends.megatron.shape import model_facts
 from backends.megatron.trainer import Trainer
 from flagvega.errors import Fault, VerdictError
 from flagvega.layout.codec import plan_hash
-from flagvega.records import read_json, verify_manifest, write_json, write_manifest
+from flagvega.records import read_json, write_json, write_manifest
 
 STATE = "state.json"
 SCHEMA = 1
-MODEL_KEYS = (
-    "num_layers",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "num_experts",
-    "normalization",
-    "swiglu",
-    "add_bias_linear",
-    "add_qkv_bias",
-    "qk_layernorm",
-    "position_embedding_type",
-)
-"""Arguments that decide which tensors a model has."""
 
 
 @dataclass
@@ -72,17 +58,13 @@ def find_newest(directory: Path, events: Events) -> Path | None:
     """
     chosen: list[str | None] = [None, None]
     if dist.get_rank() == 0:
-        candidates = sorted(directory.glob("iter_*"), reverse=True) if directory.is_dir() else []
-        damage = []
-        for path in candidates:
-            faults = verify_manifest(path)
-            if not faults:
-                chosen[0] = str(path)
-                break
-            damage.append(f"{path.name}: {faults[0]}")
-            events.tell("damaged_checkpoint", path=str(path), reason=faults[0])
-        if candidates and chosen[0] is None:
-            chosen[1] = "; ".join(damage)
+        good, damaged = find_good(directory)
+        for path, reason in damaged.items():
+            events.tell("damaged_checkpoint", path=str(path), reason=reason)
+        if good is not None:
+            chosen[0] = str(good)
+        elif damaged:
+            chosen[1] = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
     dist.broadcast_object_list(chosen, src=0)
     if chosen[1] is not None:
         fix = f"restore one, or move {directory} away to start from the beginning"
@@ -216,8 +198,7 @@ def _describe(trainer: Trainer, position: Position, names: tuple[str, ...]) -> d
 
 def _describe_model(trainer: Trainer) -> dict[str, Any]:
     """What decides the names and shapes of the tensors."""
-    model = {key: trainer.arguments[key] for key in MODEL_KEYS}
-    return {**model, "padded_vocab_size": trainer.plan.batch.padded_vocab_size, "tied": trainer.plan.tied_embeddings}
+    return model_facts(trainer.arguments, trainer.plan.batch.padded_vocab_size, trainer.plan.tied_embeddings)
 
 
 def _check(state: Mapping[str, Any], trainer: Trainer, path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from backends.megatron.arguments import complete, keys
 from backends.megatron.check import check_arguments, check_files, unusable_values, warnings_of
+from backends.megatron.export import export
 from backends.megatron.fields import installed
 from backends.megatron.host import check_host, installed_version
 from backends.megatron.job import make_job, make_probe_job, source_path
@@ -108,6 +110,12 @@ class MegatronEngine:
     def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
         """Commands for every node."""
         return make_job(spec, plan, cluster)
+
+    def export(
+        self, spec: Spec, checkpoint: Path | None, folder: Path, dtype: str | None, tell: Callable[[float], None]
+    ) -> Mapping[str, Any]:
+        """Write the weights of a run as a HuggingFace folder; what was written."""
+        return export(spec, checkpoint, folder, dtype, tell)
 
     def version(self) -> str:
         """What measurements are valid for."""

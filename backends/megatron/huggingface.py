@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from backends.megatron.pretrained import Pretrained, read_pretrained
+from backends.megatron.pretrained import read_pretrained
 from backends.megatron.vocabulary import read_json
 from flagvega.errors import ConfigError, Fault
+from flagvega.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class HuggingFaceWeights:
         self.model = read_pretrained(folder)
         self.num_rows = padded_vocab_size or self.model.shape.vocab
         self._files = _find_tensors(folder)
-        self._stacks = stacks(self.model)
+        self._stacks = stacks(self.model.family, self.model.shape)
         self._open: dict[Path, Any] = {}
         self._check_all_are_known()
 
@@ -102,20 +103,21 @@ FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
+DENSE_NAMES = ("gate_proj", "up_proj", "down_proj")
 EXPERT_NAMES = {
     "mixtral": ("block_sparse_moe.gate", "block_sparse_moe.experts", ("w1", "w3", "w2")),
-    "qwen3_moe": ("mlp.gate", "mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+    "qwen3_moe": ("mlp.gate", "mlp.experts", DENSE_NAMES),
 }
 """By family: the router, the experts, and an expert's gate, up and down projections."""
 
 
-def stacks(model: Pretrained) -> dict[str, Stack]:
-    """What every parameter of a model is made of, by global name."""
-    shape = model.shape
+def stacks(family: str, shape: ModelShape) -> dict[str, Stack]:
+    """What every parameter of a model is made of, by global name, in the order of the layers."""
     found = {"embedding.word_embeddings.weight": _one("model.embed_tokens.weight", shape.vocab, shape.hidden)}
-    parts = _attention_stacks(model) | _mlp_stacks(model)
+    attention, dense = _attention_stacks(shape), _dense_stacks(shape)
+    experts = _expert_stacks(family, shape) if shape.experts else {}
     for layer in range(shape.layers):
-        for name, stack in parts.items():
+        for name, stack in (attention | (experts if shape.has_experts(layer) else dense)).items():
             pieces = tuple(Piece(f"model.layers.{layer}.{piece.name}", piece.shape) for piece in stack.pieces)
             found[f"decoder.layers.{layer}.{name}"] = Stack(pieces, stack.groups)
     found["decoder.final_layernorm.weight"] = _one("model.norm.weight", shape.hidden)
@@ -124,8 +126,14 @@ def stacks(model: Pretrained) -> dict[str, Stack]:
     return found
 
 
-def _attention_stacks(model: Pretrained) -> dict[str, Stack]:
-    shape = model.shape
+def unstack(stack: Stack, full: Tensor) -> list[Tensor]:
+    """The pieces, in their order, of a parameter that was made of them."""
+    cut = full.view(stack.groups, full.shape[0] // stack.groups, *full.shape[1:])
+    rows = [piece.shape[0] // stack.groups for piece in stack.pieces]
+    return [part.flatten(0, 1) for part in cut.split(rows, dim=1)]
+
+
+def _attention_stacks(shape: ModelShape) -> dict[str, Stack]:
     widths = {"q_proj": shape.query_width, "k_proj": shape.kv_width, "v_proj": shape.kv_width}
 
     def qkv(kind: str, *columns: int) -> Stack:
@@ -145,16 +153,22 @@ def _attention_stacks(model: Pretrained) -> dict[str, Stack]:
     return found
 
 
-def _mlp_stacks(model: Pretrained) -> dict[str, Stack]:
-    shape, experts = model.shape, model.shape.experts
-    found = {"pre_mlp_layernorm.weight": _one("post_attention_layernorm.weight", shape.hidden)}
-    if experts is None:
-        return found | _gated("mlp", "mlp", ("gate_proj", "up_proj", "down_proj"), shape.hidden, shape.ffn)
-    router, folder, names = EXPERT_NAMES[model.family]
-    found["mlp.router.weight"] = _one(f"{router}.weight", experts.num, shape.hidden)
-    for i in range(experts.num):
-        found |= _gated(f"mlp.experts.{i}", f"{folder}.{i}", names, shape.hidden, experts.ffn)
+def _dense_stacks(shape: ModelShape) -> dict[str, Stack]:
+    return _norm_before_mlp(shape) | _gated("mlp", "mlp", DENSE_NAMES, shape.hidden, shape.ffn)
+
+
+def _expert_stacks(family: str, shape: ModelShape) -> dict[str, Stack]:
+    assert shape.experts is not None
+    router, folder, names = EXPERT_NAMES[family]
+    found = _norm_before_mlp(shape)
+    found["mlp.router.weight"] = _one(f"{router}.weight", shape.experts.num, shape.hidden)
+    for i in range(shape.experts.num):
+        found |= _gated(f"mlp.experts.{i}", f"{folder}.{i}", names, shape.hidden, shape.experts.ffn)
     return found
+
+
+def _norm_before_mlp(shape: ModelShape) -> dict[str, Stack]:
+    return {"pre_mlp_layernorm.weight": _one("post_attention_layernorm.weight", shape.hidden)}
 
 
 def _gated(ours: str, theirs: str, names: tuple[str, str, str], hidden: int, ffn: int) -> dict[str, Stack]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.megatron.arguments import complete
+from backends.megatron.shape import shape_from_arguments
 from backends.megatron.vocabulary import padded_vocab_size, read_json
 from flagvega.errors import ConfigError, Fault
 from flagvega.model.shape import Experts, ModelShape
@@ -17,6 +18,8 @@ FAMILIES = ("llama", "mistral", "aquila", "qwen2", "qwen3", "mixtral", "qwen3_mo
 
 WITH_QKV_BIAS = ("qwen2",)
 WITH_QK_NORM = ("qwen3", "qwen3_moe")
+WITH_TOPK_SWITCH = ("qwen3_moe",)
+"""Families whose ``norm_topk_prob`` says whether the chosen experts' shares sum to one; elsewhere they do."""
 
 ROPE_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What megatron-core's ``use_rope_scaling``, which is Llama 3.1's, has fixed; the factor is an argument."""
@@ -42,7 +45,11 @@ def is_pretrained(path: Path) -> bool:
 
 def read_pretrained(folder: Path) -> Pretrained:
     """The model of a folder; ConfigError when it is of a kind that is not known."""
-    config = read_json(folder / "config.json")
+    return interpret(read_json(folder / "config.json"), folder)
+
+
+def interpret(config: Mapping[str, Any], folder: Path) -> Pretrained:
+    """The model that a ``config.json`` describes; ConfigError when it is of a kind that is not known."""
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ConfigError(Fault(f"{folder} holds a model of type '{family}'", "load", f"known: {', '.join(FAMILIES)}"))
@@ -50,7 +57,23 @@ def read_pretrained(folder: Path) -> Pretrained:
         raise ConfigError(Fault(f"{folder} has activation '{config['hidden_act']}'", "load", "known: silu"))
     shape = _read_shape(config, family)
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return Pretrained(folder, family, shape, _arguments(config, shape, folder), window)
+    return Pretrained(folder, family, shape, _arguments(config, family, shape, folder), window)
+
+
+def differences(found: Pretrained, arguments: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Argument -> (the model's value, the run's), of all that make another model; the vocabulary is not compared."""
+    settings = complete(arguments)
+    if settings["num_experts"]:
+        shape = shape_from_arguments(arguments)
+        assert shape.experts is not None
+        settings |= {"moe_layer_freq": _expert_layers(shape), "moe_ffn_hidden_size": shape.experts.ffn}
+    return {key: (value, settings[key]) for key, value in found.arguments.items() if settings[key] != value}
+
+
+def _expert_layers(shape: ModelShape) -> Any:
+    """``moe_layer_freq`` in one spelling."""
+    has_experts = [int(shape.has_experts(layer)) for layer in range(shape.layers)]
+    return 1 if all(has_experts) else has_experts
 
 
 def check_pretrained(folder: Path, arguments: Mapping[str, Any]) -> list[Fault]:
@@ -59,11 +82,9 @@ def check_pretrained(folder: Path, arguments: Mapping[str, Any]) -> list[Fault]:
         found = read_pretrained(folder)
     except ConfigError as error:
         return list(error.faults)
-    settings = complete(arguments)
     faults = [
-        Fault(f"{folder} has {key} {value}, not {settings[key]}", key, f"write {key}: {_yaml(value)}")
-        for key, value in found.arguments.items()
-        if settings[key] != value
+        Fault(f"{folder} has {key} {value}, not {given}", key, f"write {key}: {_yaml(value)}")
+        for key, (value, given) in differences(found, arguments).items()
     ]
     if found.window is not None and arguments["seq_length"] > found.window:
         what = f"{folder} attends to {found.window} tokens back, seq_length is {arguments['seq_length']}"
@@ -85,7 +106,7 @@ def _read_shape(config: Mapping[str, Any], family: str) -> ModelShape:
     experts = None
     if num_experts:
         width = config.get("moe_intermediate_size") or config["intermediate_size"]
-        experts = Experts(num_experts, config["num_experts_per_tok"], width)
+        experts = Experts(num_experts, config["num_experts_per_tok"], width, layers=_sparse_layers(config))
     return ModelShape(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
@@ -101,7 +122,15 @@ def _read_shape(config: Mapping[str, Any], family: str) -> ModelShape:
     )
 
 
-def _arguments(config: Mapping[str, Any], shape: ModelShape, folder: Path) -> dict[str, Any]:
+def _sparse_layers(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The layers with experts; None: all."""
+    dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step", 1)
+    layers = range(config["num_hidden_layers"])
+    found = tuple(i for i in layers if i not in dense and (i + 1) % step == 0)
+    return None if len(found) == len(layers) else found
+
+
+def _arguments(config: Mapping[str, Any], family: str, shape: ModelShape, folder: Path) -> dict[str, Any]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     found = {
         "num_layers": shape.layers,
@@ -119,13 +148,30 @@ def _arguments(config: Mapping[str, Any], shape: ModelShape, folder: Path) -> di
         "norm_epsilon": config.get("rms_norm_eps", 1e-6),
         "position_embedding_type": "rope",
         "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "rotary_seq_len_interpolation_factor": None,
         "rotary_base": int(config.get("rope_theta") or rope.get("rope_theta") or 10000),
     }
     found |= _rope_scaling(rope, folder)
     if shape.experts is None:
         return found | {"ffn_hidden_size": shape.ffn, "num_experts": None}
     experts = shape.experts
-    return found | {"num_experts": experts.num, "moe_router_topk": experts.topk, "moe_ffn_hidden_size": experts.ffn}
+    if experts.layers is not None:
+        found["ffn_hidden_size"] = shape.ffn
+    # Softmax over the chosen experts' logits is softmax over all of them, chosen, and made to sum to one again.
+    renormalized = family not in WITH_TOPK_SWITCH or bool(config.get("norm_topk_prob"))
+    return found | {
+        "num_experts": experts.num,
+        "moe_layer_freq": _expert_layers(shape),
+        "moe_router_topk": experts.topk,
+        "moe_ffn_hidden_size": experts.ffn,
+        "moe_router_pre_softmax": not renormalized,
+        "moe_router_score_function": "softmax",
+        "moe_router_num_groups": None,
+        "moe_router_topk_scaling_factor": None,
+        "moe_shared_expert_intermediate_size": None,
+        "moe_apply_probs_on_input": False,
+    }
 
 
 def _rope_scaling(rope: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,6 +9,28 @@ from backends.megatron.arguments import complete
 from backends.megatron.vocabulary import padded_vocab_size
 from flagvega.model.shape import Experts, ModelShape
 
+MODEL_KEYS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "num_experts",
+    "normalization",
+    "swiglu",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "position_embedding_type",
+)
+"""Arguments that decide which tensors a model has."""
+
+
+def model_facts(settings: Mapping[str, Any], padded_vocab_size: int, tied: bool) -> dict[str, Any]:
+    """What decides the names and shapes of the tensors, as a checkpoint records it."""
+    return {**{key: settings[key] for key in MODEL_KEYS}, "padded_vocab_size": padded_vocab_size, "tied": tied}
+
 
 def shape_from_arguments(arguments: Mapping[str, Any]) -> ModelShape:
     """What the arguments, given or completed, build; ConfigError when the vocabulary is not known."""

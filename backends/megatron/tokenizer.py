@@ -72,6 +72,10 @@ class FastTokenizer:
         """Text of ids, special tokens left out."""
         return str(self._inner.decode(list(ids)))
 
+    def save(self, file: Path) -> None:
+        """Write it as a ``tokenizer.json``."""
+        self._inner.save(str(file))
+
 
 class SentencePieceTokenizer:
     """A SentencePiece model."""

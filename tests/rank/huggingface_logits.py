@@ -1,7 +1,7 @@
-"""Run as a process: logits of the product's own model, loaded from HuggingFace folders.
+"""Run as a process: logits of the product's own model, loaded from HuggingFace folders or checkpoints.
 
-``huggingface_logits.py FOLDER...``: each holds the model and ``arguments.json``; writes ``logits.npy`` and
-``parameters.json`` (their number) there.
+``huggingface_logits.py FOLDER...``: each holds the model (or ``checkpoints/``) and ``arguments.json``; writes
+``logits.npy`` and ``parameters.json`` (their number) there.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 
 from backends.megatron import repairs
 from backends.megatron.arguments import complete
+from backends.megatron.convert import read_parameter
 from backends.megatron.groups import build_groups
 from backends.megatron.huggingface import HuggingFaceWeights
 from backends.megatron.model import build_config, build_model
+from backends.megatron.saved import SavedTensors, find_good
 from backends.megatron.session import join_world, mesh_backends, open_device, seed_everything
 from backends.megatron.vocabulary import padded_vocab_size
-from backends.megatron.weights import find_shards, read_weights
+from backends.megatron.weights import Reader, find_shards, read_weights
 from flagvega.layout.plan import Batch, Chunk, Mesh, Plan, Replica, Stage
 from flagvega.layout.ranks import Place, places
 
@@ -42,8 +45,7 @@ def main() -> None:
         me = places(plan)[0]
         config = build_config(arguments, plan, me, torch_device)
         (model,) = build_model(arguments, config, plan, me, groups.collection, torch_device)
-        weights = HuggingFaceWeights(folder, plan.batch.padded_vocab_size)
-        read_weights(find_shards(model, me, config.num_moe_experts), weights.tensor)
+        read_weights(find_shards(model, me, config.num_moe_experts), open_source(folder, plan.batch.padded_vocab_size))
         tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         with torch.no_grad():
@@ -51,6 +53,13 @@ def main() -> None:
         np.save(folder / "logits.npy", logits.float().numpy())
         count = sum(parameter.numel() for parameter in model.parameters())
         (folder / "parameters.json").write_text(json.dumps(count))
+
+
+def open_source(folder: Path, rows: int) -> Reader:
+    checkpoint, _ = find_good(folder / "checkpoints")
+    if checkpoint is None:
+        return HuggingFaceWeights(folder, rows).tensor
+    return partial(read_parameter, SavedTensors(checkpoint))
 
 
 def start() -> tuple[Place, Plan]:
