@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flagvega.actions.call import Answer, Call
-from flagvega.actions.decide import check_shared, decide
+from flagvega.actions.decide import Decision, check_shared, decide
 from flagvega.actions.follow import environment, follow, host_commands, next_commands, ready, summary
 from flagvega.report.progress import duration
 from flagvega.run.directory import Run, RunDirectory
@@ -18,7 +18,11 @@ GO_ON = "raise train_iters (or train_samples) to go on, or give another experime
 def act(call: Call) -> Answer:
     """Run it; the exit code is the job's."""
     check_shared(call.spec)
-    decision = decide(call)
+    return start(call, decide(call))
+
+
+def start(call: Call, decision: Decision) -> Answer:
+    """Start what is decided, and follow it."""
     if decision.launch.rendezvous.num_nodes > 1 and decision.launch.rendezvous.node == 0:
         call.say("\n    ".join(["each host of this run needs its command:", *host_commands(decision)]))
     directory = ready(call, decision)

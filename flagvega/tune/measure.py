@@ -1,18 +1,18 @@
-"""From the metrics of a trial to a number: mean, confidence, and whether more steps would change anything."""
+"""From the metrics of a trial to a number: typical step, confidence, and whether more steps would change anything."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median
 from typing import Any, Literal
 
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.18, 2.15, 2.13, 2.11, 2.10, 2.09, 2.08, 2.07,
         2.07, 2.06)  # fmt: skip
 """Student's t of 95 % by degrees of freedom from 1 on; further ones have the last."""
 WORSE = 1.1
-"""A trial whose confidence interval begins above so many times the best one's mean is clearly worse."""
+"""A trial whose confidence interval begins above so many times the best one's steps is clearly worse."""
 FEW = 3
 """Steps that it takes to call a trial clearly worse."""
 
@@ -45,17 +45,22 @@ class Measured:
     is_finite: bool = True
 
     @property
-    def mean_s(self) -> float:
-        """Seconds a step."""
-        return fmean(self.steps)
+    def typical_s(self) -> float:
+        """Seconds a step: the median, so that a hiccup of the host does not count."""
+        return median(self.steps)
 
     @property
     def half_width_s(self) -> float:
-        """Of the 95 % confidence interval of the mean; infinite with one step."""
+        """Of the 95 % confidence interval of the median; infinite with one step.
+
+        From the median distance to the median, which is 0.6745 deviations where steps are normally distributed; the
+        median of such is 1.2533 times as uncertain as their mean.
+        """
         if len(self.steps) < 2:
             return math.inf
         t = T_95[min(len(self.steps) - 2, len(T_95) - 1)]
-        return t * stdev(self.steps) / math.sqrt(len(self.steps))
+        deviation = median(abs(step - self.typical_s) for step in self.steps) / 0.6745
+        return t * 1.2533 * deviation / math.sqrt(len(self.steps))
 
 
 def read_steps(rows: Sequence[Mapping[str, Any]], warmup_iters: int) -> Measured:
@@ -77,9 +82,9 @@ def judge(measured: Measured, limits: Limits) -> Judgement:
     num = len(measured.steps)
     if not measured.is_finite:
         return "nan"
-    if num >= FEW and limits.best_s and measured.mean_s - measured.half_width_s > WORSE * limits.best_s:
+    if num >= FEW and limits.best_s and measured.typical_s - measured.half_width_s > WORSE * limits.best_s:
         return "worse"
     if num < limits.train_iters:
         return "more"
-    is_certain = measured.half_width_s <= limits.confidence * measured.mean_s
+    is_certain = measured.half_width_s <= limits.confidence * measured.typical_s
     return "enough" if is_certain or num >= limits.max_iters else "more"

@@ -34,7 +34,7 @@ class Trial:
     status: Status
     reason: str = ""
     time_s: float | None = None
-    """Mean seconds of a step."""
+    """Seconds of a step: the median."""
     half_width_s: float | None = None
     steps: tuple[float, ...] = ()
     tokens_per_s: float | None = None

@@ -186,7 +186,7 @@ def _record(number: int, key: str, seen: Seen, outcome: Outcome, started: float)
         values={name: _plain(value) for name, value in seen.point.values.items()},
         status=outcome.status,
         reason=outcome.reason,
-        time_s=measured.mean_s * seen.part.scale if has_time and measured else None,
+        time_s=measured.typical_s * seen.part.scale if has_time and measured else None,
         half_width_s=min(measured.half_width_s, 1e9) * seen.part.scale if has_time and measured else None,
         steps=measured.steps if measured else (),
         tokens_per_s=measured.tokens_per_s if has_time and measured else None,
