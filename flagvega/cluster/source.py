@@ -29,8 +29,15 @@ def find_cluster(spec: Spec, request: LayoutRequest) -> Cluster:
     if block.get("nodes"):
         return _from_block(block["nodes"], spec)
     if spec.runner.hostfile:
-        return _from_hostfile(Path(spec.runner.hostfile).expanduser(), spec, request)
+        return _from_hostfile(_find_file(spec, spec.runner.hostfile), spec, request)
     return _this_machine(spec, request)
+
+
+def _find_file(spec: Spec, name: str) -> Path:
+    """A file that the YAML names: from where we are, else beside the YAML."""
+    path = Path(name).expanduser()
+    beside = spec.folder / path
+    return beside if not path.exists() and beside.exists() else path
 
 
 def _from_block(entries: Sequence[Mapping[str, Any]], spec: Spec) -> Cluster:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -37,6 +38,8 @@ class Draft:
     """Key paths that other keys refer to."""
     faults: tuple[Fault, ...] = ()
     warnings: tuple[str, ...] = ()
+    folder: Path = Path()
+    """Where the experiment's YAML is."""
 
     @property
     def action(self) -> str | None:

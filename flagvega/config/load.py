@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flagvega.config.arguments import argument_homes, read_arguments
@@ -11,6 +11,7 @@ from flagvega.config.command import Command, unknown_action
 from flagvega.config.compose import compose_files
 from flagvega.config.draft import Draft, make_draft
 from flagvega.config.experiment import check_top_level, exp_dir, homes, read_blocks, read_experiment_block
+from flagvega.config.files import find_folder
 from flagvega.config.flagscale import drop_unused
 from flagvega.config.keys import Key
 from flagvega.config.report import Report
@@ -24,7 +25,7 @@ def read_experiment(command: Command) -> Draft:
     :raises ConfigError: when a file is missing, is not YAML, or holds what is never read.
     """
     config, places = compose_files(command)
-    return make_draft(config, Report(places))
+    return replace(make_draft(config, Report(places)), folder=find_folder(command.config_path))
 
 
 def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
@@ -54,6 +55,7 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
         where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
         composed=draft.composed,
         warnings=tuple(report.warnings),
+        folder=draft.folder,
     )
 
 

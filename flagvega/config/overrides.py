@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flagvega.config.command import Override
 from flagvega.config.nearest import nearest
+from flagvega.config.report import COMMAND_LINE
 from flagvega.config.source import scan_value
 from flagvega.errors import Fault
 
@@ -46,7 +47,18 @@ def apply(config: DictConfig, override: Override, places: dict[str, str]) -> Ite
         yield from faults
     elif key != "hydra.run.dir":
         yield from _set(config, override)
-        places[key] = override.place
+        _place(key, parse_value(override.value), places)
+
+
+def _place(key: str, value: Any, places: dict[str, str]) -> None:
+    """Note that a value is from the command line; of a block, only what it gives, for the rest stays as it was."""
+    places[key] = f"{COMMAND_LINE}{key}"
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _place(f"{key}.{name}", inner, places)
+        return
+    for below in [other for other in places if other.startswith((f"{key}.", f"{key}["))]:
+        del places[below]
 
 
 def _remove(config: DictConfig, override: Override, places: dict[str, str]) -> Iterator[Fault]:

@@ -74,3 +74,5 @@ class Spec:
     composed: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration as composed, references unresolved, secrets redacted: what may be written to a file."""
     warnings: tuple[str, ...] = ()
+    folder: Path = Path()
+    """Where the experiment's YAML is: files that it names are looked for here too."""

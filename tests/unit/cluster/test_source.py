@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flagvega.cluster import source
+from flagvega.cluster.nodes import Node
 from flagvega.cluster.source import find_cluster
 from flagvega.config.spec import Commands, Runner, Spec, Task
 from flagvega.errors import ConfigError
@@ -63,6 +65,14 @@ def test_a_hostfile_gives_hosts_chips_and_devices(tmp_path: Path) -> None:
         ("a", 8, "a800-sxm-80g"),
         ("b", 16, "bi-v100"),
     ]
+
+
+def test_a_hostfile_is_also_found_beside_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/hosts").write_text("host-a slots=2 type=cpu\n")
+    monkeypatch.chdir(tmp_path)
+    found = find_cluster(replace(spec(Runner(hostfile="hosts")), folder=tmp_path / "conf"), request(MeshRequest()))
+    assert found.nodes == (Node("host-a", ("cpu", "cpu")),)
 
 
 def test_nnodes_and_nproc_per_node_take_a_part_of_the_hostfile(tmp_path: Path) -> None:

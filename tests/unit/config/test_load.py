@@ -49,6 +49,17 @@ def test_the_experiment_wins_over_the_task_and_the_command_line_over_both(write,
     assert spec.blocks == {"bridge": {"chunk_bytes": 64}}
 
 
+def test_what_the_command_line_replaces_is_not_told_at_the_lines_of_the_yaml(write, load):
+    write(EXPERIMENT + "cluster: {nodes: [{chip: cpu, devices: 1}]}\nbridge: {chunk_bytes: 8, wire_dtype: bf16}\n")
+
+    where = load("cluster.nodes=[{chip: cpu, devices: 2}]", "bridge={chunk_bytes: 64}").where
+
+    assert where["cluster.nodes"] == "command line: cluster.nodes"
+    assert not any(key.startswith("cluster.nodes[") for key in where)
+    assert where["bridge.chunk_bytes"] == "command line: bridge.chunk_bytes"
+    assert where["bridge.wire_dtype"] == "conf/exp.yaml:5 bridge.wire_dtype"
+
+
 def test_another_task_file_is_picked_on_the_command_line(write, load):
     write()
     Path("conf/train/other.yaml").write_text("model: {num_layers: 9}\n")
