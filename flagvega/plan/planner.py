@@ -30,7 +30,7 @@ from flagvega.plan.sources import choose_costs
 from flagvega.plan.space import Candidate, Problem
 from flagvega.plan.survey import survey
 
-DEFAULT_TIME_S = 10
+DEFAULT_TIME_S, DEFAULT_TOP_K = 10, 4
 
 T = TypeVar("T")
 
@@ -57,7 +57,8 @@ def plan_spec(spec: Spec, engine: Engine) -> Planned:
     :raises NoPlanError: when no layout satisfies the constraints.
     """
     offer, problem, cluster = pose(spec, engine)
-    search_s = float(spec.blocks.get("plan", {}).get("time_s", DEFAULT_TIME_S))
+    block = spec.blocks.get("plan", {})
+    search_s, top_k = float(block.get("time_s", DEFAULT_TIME_S)), block.get("top_k", DEFAULT_TOP_K)
     placed: dict[Candidate, tuple[Plan, Cluster]] = {}
     refusals: list[Fault] = []
 
@@ -69,9 +70,10 @@ def plan_spec(spec: Spec, engine: Engine) -> Planned:
             return False
         return True
 
-    found = search_schedules(problem, accept, search_s)
+    found = search_schedules(problem, accept, search_s, top_k)
     if found is None:
         refuse(problem, refusals)
+    found = replace(found, others=found.others[: top_k - 1])
     plan, used = placed[found.candidate]
     outlook = look_at(found.candidate, problem)
     plan = replace(plan, predictions=predict(outlook, problem, found.bound_s))

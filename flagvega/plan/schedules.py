@@ -22,8 +22,10 @@ def is_interleaving_pinned(problem: Problem) -> bool:
     return choices.layers_per_chunk is not None or (choices.virtual_stages or 1) > 1
 
 
-def search_schedules(problem: Problem, accept: Callable[[Candidate], bool], time_s: float) -> Found | None:
-    """The best plan of either schedule; None when there is none at all.
+def search_schedules(
+    problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int = 1
+) -> Found | None:
+    """The best plan of either schedule, and ``top_k - 1`` of other shapes; None when there is none at all.
 
     :raises NoPlanError: when the time is over before a first plan is found.
     """
@@ -33,7 +35,7 @@ def search_schedules(problem: Problem, accept: Callable[[Candidate], bool], time
     failure: NoPlanError | None = None
     found = None
     try:
-        found = search(problem, accept, time_s)
+        found = search(problem, accept, time_s, top_k)
     except NoPlanError as error:
         failure = error
     # What a plan costs by the hour is weighed among 1F1B schedules only.
@@ -54,4 +56,5 @@ def _search_interleaved(problem: Problem, accept: Callable[[Candidate], bool], k
     bound_s = min(known.bound_s, its.bound_s)
     if its.candidate is None:
         return replace(known, bound_s=bound_s, num_simulated=num)
-    return replace(known, candidate=its.candidate, total_s=its.total_s, bound_s=bound_s, num_simulated=num)
+    others = ((known.candidate, known.total_s), *known.others)
+    return Found(its.candidate, its.total_s, bound_s, num, others)

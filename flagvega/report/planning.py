@@ -57,7 +57,7 @@ def others_table(others: Sequence[Other], total_s: float, title: str = "compared
     for other in others:
         fits = not isinf(other.total_s)
         slower = f"{other.total_s / total_s - 1:.1%}" if fits else "-"
-        table.add_row(other.name, seconds(other.total_s) if fits else "does not fit", slower, other.why)
+        table.add_row(other.name, seconds(other.total_s) if fits else "none", slower, other.why)
     return table
 
 
