@@ -18,7 +18,7 @@ from flagvega.launch.rendezvous import find_rendezvous
 from flagvega.launch.script import Launch, check_launch
 from flagvega.layout.ranks import places
 from flagvega.plan.profile import Profile, Validity, validity_of
-from flagvega.plan.questions import MICRO_BATCHES, Probe, ask, fingerprint, left, num_answered, profile_of
+from flagvega.plan.questions import MICRO_BATCHES, Probe, Rounds, ask, fingerprint, left, num_answered, profile_of
 from flagvega.plan.sources import PROFILE_FILE
 from flagvega.plan.tables import profile_to_json
 from flagvega.records import Lines, append_json_line, read_json_lines, write_json
@@ -35,14 +35,14 @@ def act(call: Call) -> Answer:
     """Measure what is not measured yet, and write ``<exp_dir>/profile.json``."""
     spec = call.spec
     folder = Path(os.path.abspath(spec.exp_dir)) / FOLDER
-    probe, valid = _pose(call, spec)
+    probe, valid = pose(call, spec)
     key = fingerprint(valid, spec.arguments)
     known = _answers(folder, key)
     rounds = left(probe, known)
     done = num_answered(probe, known)
     call.say(f"{probe.num_questions} measurements in {folder}" + (f", {done} of them there already" if done else ""))
     if rounds:
-        decision = _decide(call, replace(spec, exp_dir=folder), probe, rounds)
+        decision = decide_probe(call, replace(spec, exp_dir=folder), probe, rounds)
         directory = ready(call, decision, with_data=False)
         code, reason, notes = _follow(call, decision, directory, probe, key)
         if code:
@@ -54,7 +54,7 @@ def act(call: Call) -> Answer:
     return _finish(call, spec, folder, key, valid, notes)
 
 
-def _pose(call: Call, spec: Spec) -> tuple[Probe, Validity]:
+def pose(call: Call, spec: Spec) -> tuple[Probe, Validity]:
     """What to measure where: whatever the layout in the YAML is."""
     engine = call.engine
     bare = engine.free(spec)
@@ -81,7 +81,8 @@ def _micro_batches(call: Call, spec: Spec, global_batch: int) -> tuple[int, ...]
     return tuple(sorted({int(word) for word in words}))
 
 
-def _decide(call: Call, spec: Spec, probe: Probe, rounds: Any) -> Decision:
+def decide_probe(call: Call, spec: Spec, probe: Probe, rounds: Rounds) -> Decision:
+    """What is to be started in ``spec.exp_dir``: ``rounds`` are the questions that are left."""
     questions = {"file": ANSWERS_FILE, "rounds": rounds}
     spec = call.engine.settle(call.engine.free(spec), None)
     job = call.engine.probe_job(spec, probe.plan, probe.cluster, questions)

@@ -49,10 +49,6 @@ class MeasuredCosts:
 
     def on(self, machine: Machine) -> MeasuredCosts:
         """The same measurements on another machine."""
-        return replace(self, analytic=self.analytic.on(machine), _seen={})
-
-    def on(self, machine: Machine) -> MeasuredCosts:
-        """The same measurements on another machine."""
         return MeasuredCosts(self.profile, self.analytic.on(machine), self.origin)
 
     def forward_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:

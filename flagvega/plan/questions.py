@@ -23,6 +23,7 @@ from flagvega.plan.profile import CollectiveRow, LayerRow, LinkRow, OptimizerRow
 from flagvega.plan.stages import layer_kinds
 
 Question = dict[str, Any]
+Rounds = tuple[tuple[Question, ...], ...]
 MICRO_BATCHES = (1, 2, 4)
 LAYERS_OF_A_KIND = 2
 """So that one of them follows another, and there are more numbers to take the median of."""
@@ -37,7 +38,7 @@ class Probe:
     """The devices that measure."""
     plan: Plan
     """One mesh for each kind of chip; it is never trained."""
-    rounds: tuple[tuple[Question, ...], ...]
+    rounds: Rounds
 
     @property
     def num_questions(self) -> int:
@@ -73,7 +74,7 @@ def fingerprint(valid: Validity, arguments: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def left(probe: Probe, answers: Sequence[Mapping[str, Any]]) -> tuple[tuple[Question, ...], ...]:
+def left(probe: Probe, answers: Sequence[Mapping[str, Any]]) -> Rounds:
     """The rounds without the questions that are answered."""
     known = {_key(answer) for answer in answers}
     rounds = (tuple(question for question in round_ if _key(question) not in known) for round_ in probe.rounds)

@@ -63,13 +63,17 @@ class Server:
 
         With ``stop``, the ranks find a request to leave with that code.
         """
-        decision = decide_on(directory, config)
+        return self.start(decide_on(directory, config), (), mutation, code, stop, timeout_s)
+
+    def start(self, decision: Decision, words: Sequence[str] = (), mutation: str = "", code: int = 0, stop: int = 0,
+              timeout_s: float = TIMEOUT_S) -> Outcome:  # fmt: skip
+        """Run what is decided; ``words`` are more of the rank program's command line."""
         run = prepare(decision.launch, decision.spec.name, watch_facts(decision), {})
         run.lock.release()
         if stop:
             write_json(run.stop_file, {"code": stop, "reason": "a test"})
-        ranks = _ranks(decision, run)
-        cpu_s = self._fork("backends.megatron.__main__", ["--run-dir", str(run.root)], ranks, mutation, code, timeout_s)
+        ranks, argv = _ranks(decision, run), ["--run-dir", str(run.root), *words]
+        cpu_s = self._fork("backends.megatron.__main__", argv, ranks, mutation, code, timeout_s)
         return Outcome(run, cpu_s)
 
     def call(self, program: str, words: Sequence[str], log: Path) -> None:
@@ -116,11 +120,16 @@ class Server:
 
 def decide_on(directory: Path, config: Mapping[str, Any]) -> Decision:
     """Write ``config`` as the YAML of an experiment in ``directory`` and decide on it as ``action=run`` does."""
+    return decide(call_of(directory, config))
+
+
+def call_of(directory: Path, config: Mapping[str, Any], *words: str) -> Call:
+    """Write ``config`` as the YAML of an experiment in ``directory``; the call that a command line for it is."""
     directory.mkdir(parents=True, exist_ok=True)
     conf = directory / "experiment.yaml"
     conf.write_text(yaml.safe_dump({**config, "experiment": _experiment(directory, config)}, sort_keys=False))
-    command = parse(["--config-path", str(directory), "--config-name", conf.stem], {"run": ""}, OPTIONS)
-    return decide(Call(command, Console(stderr=True, quiet=True)))
+    command = parse(["--config-path", str(directory), "--config-name", conf.stem, *words], {"run": ""}, OPTIONS)
+    return Call(command, Console(stderr=True, quiet=True))
 
 
 def _experiment(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
