@@ -49,6 +49,9 @@ class Engine(Protocol):
     def settle(self, spec: Spec, plan: Plan | None) -> Spec:
         """The spec with what may be left to a planner: from the plan, or the least that can be before there is one."""
 
+    def free(self, spec: Spec) -> Spec:
+        """The spec without a word about its layout: it goes with any plan."""
+
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
         """Why this mesh cannot run the spec's model, or None."""
 
@@ -61,13 +64,13 @@ class Engine(Protocol):
     def construct(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
         """What the installed engine's own configuration classes refuse, asked in a child process."""
 
-    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
-        """Commands for every node."""
-
     def export(
         self, spec: Spec, checkpoint: Path | None, folder: Path, dtype: str | None, tell: Callable[[float], None]
     ) -> Mapping[str, Any]:
         """Write the weights of a run as a HuggingFace folder, telling the share that is done; what was written."""
+
+    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
+        """Commands for every node."""
 
     def version(self) -> str:
         """What is installed, in words: measured costs hold for it."""

@@ -17,10 +17,10 @@ class TuneControl:
     """Steps of a trial that are measured before it may be judged."""
     warmup_iters: int = field(default=2, metadata={"minimum": 0})
     """Steps of a trial that are taken before and not measured."""
-    max_iters: int = field(default=40, metadata={"minimum": 2})
-    """Steps that are measured at most, while the mean is not certain enough."""
+    max_iters: int = field(default=20, metadata={"minimum": 2})
+    """Steps that are measured at most, while the step is not certain enough."""
     confidence: float = 0.02
-    """A trial is certain enough when the mean of its steps is known to this share of it (95 % confidence)."""
+    """A trial is certain enough when its typical step is known to this share of it (95 % confidence)."""
     max_time_per_task: int = field(default=300, metadata={"minimum": 1})
     """Seconds that a trial may take, its start included; one that takes more counts as hanging."""
     max_time: int | None = field(default=None, metadata={"minimum": 1})

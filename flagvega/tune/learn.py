@@ -20,8 +20,8 @@ Features = Mapping[tuple[Any, ...], float]
 
 CHIP_SD, TP_SD, SAMPLES_SD, STAGE_NOISE = 0.5, 0.15, 0.15, 0.05
 STEP_SD, SHAPE_SD, SETTING_SD, STEP_NOISE = 0.2, 0.05, 0.1, 0.02
-UNKNOWN_SD = 5.0
-"""Of a step that nothing predicts."""
+UNKNOWN_SD, CHOICE_SD = 5.0, 0.7
+"""Of a step that nothing predicts, and of what a choice may change it by."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Model:
         STAGE_NOISE, priors={("chip",): CHIP_SD, ("tp",): TP_SD, ("samples",): SAMPLES_SD}
     ))  # fmt: skip
     steps: Ridge = field(default_factory=lambda: Ridge(
-        STEP_NOISE, priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD}
+        STEP_NOISE, priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD, ("choice",): CHOICE_SD}
     ))  # fmt: skip
 
     def stage_factor(self, mesh: MeshRequest, samples: float) -> float:
@@ -110,7 +110,7 @@ def step_features(settings: Settings, shape: Shape | None) -> Features:
     """What the time of a step may depend on beside its prediction."""
     found: dict[tuple[Any, ...], float] = {("step",) if shape is not None else ("unknown",): 1.0}
     for name, value in settings:
-        found["setting", name, str(value)] = 1.0
+        found["setting" if shape is not None else "choice", name, str(value)] = 1.0
     if shape is not None:
         found["stages",] = log2(len(shape.stage_meshes))
         found["samples",] = log2(shape.samples)

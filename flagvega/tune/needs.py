@@ -45,7 +45,7 @@ def needs_of(point: Point, forecast: Forecast) -> tuple[Need, ...]:
         return ()
     outlook = forecast.look(shape, point.split)
     m = outlook.pipeline.num_micro_batches
-    selective = bool(shape.recompute) and shape.recompute[0].granularity == "selective"
+    selective = shape.recompute is not None and shape.recompute[0].granularity == "selective"
     found = []
     for i, (mesh, cost) in enumerate(zip(shape.stage_meshes, outlook.stages, strict=True)):
         its = degrees_of(mesh)

@@ -167,7 +167,8 @@ def _rank_without_memory(directory: RunDirectory, run: Run | None) -> int | None
 
 
 def _first_line(run: Run | None) -> str:
-    return run.reason.partition("\n")[0] if run else ""
+    """Without the path of a log, which is another one in each trial."""
+    return run.reason.partition("\n")[0].partition("; its log:")[0] if run else ""
 
 
 def _word(directory: RunDirectory) -> str | None:

@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="step of the checkpoint that it goes on from")
     parser.add_argument("--note", default="", help="what every rank finds worth telling")
     parser.add_argument("--loss", default="falling")
+    parser.add_argument("--error", default="", help="what every rank dies of at step 2, as it tells it")
     parser.add_argument("--echo", nargs="*", help="words to write down as they arrive")
     arguments = parser.parse_args()
     rank = int(os.environ["FLAGVEGA_RANKS"].split()[int(os.environ["LOCAL_RANK"])])
@@ -45,6 +46,9 @@ def main() -> int:
         tell("toy_trouble", reason=arguments.note)
     for step in range(arguments.start + 1, arguments.steps + 1):
         time.sleep(arguments.step_s)
+        if arguments.error and step == 2:
+            tell("exit", code=1, reason=f"{arguments.error}: as told", error=arguments.error)
+            return 1
         if rank == arguments.crash and step == 2:
             raise RuntimeError("the toy breaks")
         if rank == 0:

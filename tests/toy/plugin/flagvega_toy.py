@@ -18,6 +18,14 @@ from flagvega.model.workload import Offer, Workload
 
 PROGRAM = Path(__file__).parents[1] / "rank.py"
 
+TROUBLES = {
+    "oom": ["--error", "OutOfMemoryError"],
+    "nan": ["--loss", "nan"],
+    "crash": ["--crash", "0"],
+    "hang": ["--step-s", "60"],
+}
+"""What may befall a toy's ranks."""
+
 
 class ToyEngine:
     """Ranks of tests/toy/rank.py over one data-parallel mesh."""
@@ -30,6 +38,8 @@ class ToyEngine:
             Key("words", "str_list", ()),
             Key("ranks", "int", 2),
             Key("train_iters", "int", 5),
+            Key("step_s", "float"),
+            Key("trouble", "str", choices=("none", *TROUBLES)),
             *(Key(name, "any") for name in ("exit_interval", "save", "save_interval", "eval_interval", "log_interval")),
         ]
         return {key.name: key for key in keys}
@@ -63,6 +73,10 @@ class ToyEngine:
         """Nothing is left open."""
         return spec
 
+    def free(self, spec: Spec) -> Spec:
+        """Any plan will do."""
+        return spec
+
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
         """Any."""
         return None
@@ -87,6 +101,9 @@ class ToyEngine:
         """The toy's ranks, told the arguments."""
         steps = spec.arguments.get("exit_interval") or spec.arguments.get("train_iters", 5)
         words = [str(word) for word in spec.arguments.get("words", ())]
+        if step_s := spec.arguments.get("step_s"):
+            words += ["--step-s", str(step_s)]
+        words += TROUBLES.get(str(spec.arguments.get("trouble")), [])
         argv = (sys.executable, "-P", str(PROGRAM), "--run-dir", str(spec.exp_dir), "--steps", str(steps), *words)
         env = {name: str(value) for name, value in spec.envs.items()} | {"OMP_NUM_THREADS": "1"}
         counts = dict.fromkeys(range(len(cluster.nodes)), 0)
