@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from flagvega.actions.call import Call
 from flagvega.cluster.nodes import Cluster
 from flagvega.cluster.source import find_cluster
@@ -47,7 +49,7 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     ``spec`` stands in for the call's own.
     """
     spec = spec or call.spec
-    spec, cluster, plan = decide_plan(spec, call.engine)
+    spec, cluster, plan = decide_plan(spec, call.engine, call.console)
     warnings = tuple(call.engine.warnings(spec, plan))
     for warning in warnings:
         call.say(f"warning: {warning}")
@@ -79,10 +81,13 @@ def watch_facts(decision: Decision) -> dict[str, Any]:
     }
 
 
-def decide_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:
-    """The plan, the cluster it is for, and the spec with what it left open filled in; ConfigError with all faults."""
+def decide_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Cluster, Plan]:
+    """The plan, the cluster it is for, and the spec with what it left open filled in; ConfigError with all faults.
+
+    A search for the plan is shown on the console.
+    """
     if is_automatic(spec):
-        return _choose_plan(spec, engine)
+        return _choose_plan(spec, engine, console)
     file = spec.blocks.get("plan", {}).get("file")
     given = _read_plan(Path(file)) if file else None
     if given is not None and not check_plan(given):
@@ -126,11 +131,13 @@ def check_shared(spec: Spec) -> None:
         raise ConfigError(Fault("several hosts of one run would each choose a plan of their own", where, fix))
 
 
-def _choose_plan(spec: Spec, engine: Engine) -> tuple[Spec, Cluster, Plan]:
+def _choose_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Cluster, Plan]:
     # Only those who plan wait for the search to be imported.
     from flagvega.plan.planner import plan_spec
+    from flagvega.report.searching import SearchView
 
-    planned = plan_spec(spec, engine)
+    with SearchView(console) as view:
+        planned = plan_spec(spec, engine, view.better)
     return planned.spec, planned.cluster, planned.plan
 
 

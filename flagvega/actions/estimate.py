@@ -15,7 +15,7 @@ from flagvega.report.planning import memory_table, outlook_table, seconds
 
 def act(call: Call) -> Answer:
     """Predict the plan that a run would have, and draw it."""
-    spec, cluster, plan = decide_plan(call.spec, call.engine)
+    spec, cluster, plan = decide_plan(call.spec, call.engine, call.console)
     outlook, problem = estimate_plan(spec, call.engine, cluster, plan)
     facts = predict(outlook, problem)
     title = f"{seconds(outlook.total_s)} a step, {facts['tokens_per_s']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"

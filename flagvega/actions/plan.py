@@ -20,6 +20,7 @@ from flagvega.plan.planner import Planned, plan_spec
 from flagvega.records import write_json
 from flagvega.report.pictures import Pictures, write_pictures
 from flagvega.report.planning import gains_table, memory_table, others_table, outlook_table, seconds
+from flagvega.report.searching import SearchView
 
 PLAN_FILE = "plan.json"
 MIN_REASONS_S, MAX_REASONS_S = 1.0, 4.0
@@ -55,7 +56,8 @@ def act(call: Call) -> Answer:
     call_spec = call.spec
     spec = replace(call_spec, blocks={**call_spec.blocks, "plan": {**call_spec.blocks.get("plan", {}), "file": "auto"}})
     begin = time.monotonic()
-    planned = plan_spec(spec, call.engine)
+    with SearchView(call.console) as view:
+        planned = plan_spec(spec, call.engine, view.better)
     reasons = find_reasons(planned, min(MAX_REASONS_S, max(MIN_REASONS_S, time.monotonic() - begin)))
     path = spec.exp_dir / PLAN_FILE
     try:
