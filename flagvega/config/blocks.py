@@ -218,7 +218,7 @@ BLOCKS: Mapping[str, type] = {"plan": PlanBlock, "cluster": ClusterBlock, "bridg
 """Our own top-level blocks by name."""
 
 LATER: Mapping[str, str] = {
-    "profile": "measuring a cluster is not there yet",
+    "profile": "tracing kernels is not there yet (action=profile measures without a block)",
     "report": "reports have no settings yet",
 }
 """Blocks that are ours but have no keys yet, and why."""
