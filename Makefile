@@ -3,7 +3,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 HOURS ?= 1
 
-.PHONY: help venv demo test test-slow lint bench fuzz docs clean
+.PHONY: help venv venv-serve demo test test-slow lint bench fuzz docs clean
 
 help:
 	@echo "make demo       train a small Llama over three unlike meshes of emulated chips"
@@ -13,10 +13,14 @@ help:
 	@echo "make bench      start-up, overhead over a bare megatron-core loop, what hides a slow link"
 	@echo "make fuzz       random layouts against the one-process run, for HOURS=1"
 	@echo "make docs       write the generated pages of docs/ anew"
-	@echo "make clean      remove what builds and runs left behind (not .venv)"
+	@echo "make venv-serve an environment with vLLM, for serving (2.5 GB on CPUs)"
+	@echo "make clean      remove what builds and runs left behind (not .venv, .venv-serve)"
 
 venv:
 	@tools/venv.sh
+
+venv-serve:
+	@tools/venv.sh serve
 
 # A demo that was interrupted goes on from its checkpoint; one that is done begins anew.
 demo: venv
@@ -49,4 +53,4 @@ docs: venv
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache outputs
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -14,6 +14,9 @@ from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+SERVING = [file for file in REQUIREMENTS if file.name.startswith("serve-")]
+ENVIRONMENTS = [[file for file in REQUIREMENTS if file not in SERVING], *([file] for file in SERVING)]
+"""Files that are installed side by side; vLLM has an environment of its own."""
 
 
 def pins(file: Path) -> dict[str, str]:
@@ -35,9 +38,10 @@ def test_every_requirement_is_pinned_exactly(file: Path) -> None:
     assert loose == {}
 
 
-def test_no_two_files_pin_one_package_differently() -> None:
+@pytest.mark.parametrize("files", ENVIRONMENTS, ids=lambda files: files[0].name)
+def test_no_two_files_of_an_environment_pin_one_package_differently(files: list[Path]) -> None:
     seen: dict[str, str] = {}
-    for file in REQUIREMENTS:
+    for file in files:
         for name, pin in pins(file).items():
             assert seen.setdefault(name, pin) == pin, f"{file.name}: {name}"
 
