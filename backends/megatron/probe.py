@@ -18,7 +18,7 @@ from backends.megatron import repairs
 from backends.megatron.events import Events
 from backends.megatron.groups import GroupMaker, collect, enter, stage_groups
 from backends.megatron.loop import StopRequest
-from backends.megatron.probe_links import fit, measure_link, measure_ring
+from backends.megatron.probe_links import fit, measure_link, measure_ring, measure_sharing
 from backends.megatron.probe_model import ProbedModel, layer_arguments, probe_place
 from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
 from flagvega.comm.neighbour import Shape
@@ -50,6 +50,8 @@ class Probe:
     def make_groups(self, question: Mapping[str, Any]) -> Any:
         """What the question needs for communication; collective over the world. None: it is not for this rank."""
         ranks = self._ranks(question)
+        if question["what"] == "step":
+            return dist.group.WORLD
         mesh = self.meshes[question["chip"]]
         backend = self.backends[mesh.id]
         if question["what"] == "link":
@@ -69,6 +71,9 @@ class Probe:
             return self._link(question, *groups)
         if question["what"] == "ring":
             return self._ring(question, groups)
+        if question["what"] == "step":
+            step_s = measure_sharing(groups)
+            return [{**question, "step_s": step_s}] if self.me.rank == 0 else []
         try:
             return self._model(question, groups)
         except torch.OutOfMemoryError as error:

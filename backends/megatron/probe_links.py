@@ -72,6 +72,18 @@ def measure_ring(group: Any, num_ranks: int, torch_device: torch.device, device:
     return start / steps, steps / num_ranks / per_byte
 
 
+def measure_sharing(world: Any) -> float:
+    """Seconds of what all ranks tell each other in a step: the gradients' norm, then loss and times."""
+    taken = []
+    for _ in range(WARM_UP + REPEATS):
+        dist.barrier(world)
+        begin = time.perf_counter()
+        for size in (1, 16):
+            dist.all_reduce(torch.zeros(size, dtype=torch.float64), group=world)
+        taken.append(time.perf_counter() - begin)
+    return median(taken[WARM_UP:])
+
+
 def fit(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """(seconds, seconds per byte) of a line by least squares of relative errors, neither below 0."""
     weights = [1 / seconds**2 for _, seconds in points]

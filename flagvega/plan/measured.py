@@ -86,14 +86,18 @@ class MeasuredCosts:
         return self.analytic.reduction_s(group, degrees, dense, experts, backward_s)
 
     def optimizer_s(self, group: int, degrees: Degrees, dense: float, experts: float) -> float:
-        """The measured line over the parameters that a rank updates; gathering is analytic, over measured links."""
+        """The measured line over the parameters that a rank updates, and the overhead of a step.
+
+        Gathering is analytic, over measured links.
+        """
         line = self._optimizers.get(self._chip(group))
         if line is None:
             return self.analytic.optimizer_s(group, degrees, dense, experts)
         sharded = self.analytic.distributed_optimizer
         replicas, expert_replicas = degrees.replicas if sharded else (1, 1)
         updated = dense / replicas + experts / expert_replicas
-        return line[0] + line[1] * updated + self.analytic.gathering_s(group, degrees, dense, experts)
+        step_s = line[0] + line[1] * updated + self._overheads.get(self._chip(group), 0.0)
+        return step_s + self.analytic.gathering_s(group, degrees, dense, experts)
 
     def tell(self, sides: Sequence[Side], samples: int) -> tuple[str, tuple[str, ...]]:
         """Where the numbers of these stages come from, and what of them was not measured."""
@@ -206,6 +210,10 @@ class MeasuredCosts:
     def _own_links(self) -> dict[tuple[str, int], Link]:
         rows = (row for row in self.profile.links if row.chip == row.other)
         return {(row.chip, row.hosts): Link(row.latency_s, row.bytes_per_s) for row in rows}
+
+    @cached_property
+    def _overheads(self) -> dict[str, float]:
+        return {row.chip: row.step_s for row in self.profile.overheads}
 
     @cached_property
     def _optimizers(self) -> dict[str, tuple[float, float]]:

@@ -75,11 +75,10 @@ class CollectiveRow:
 
 @dataclass(frozen=True)
 class OverheadRow:
-    """What a step and a micro-batch cost beside the parts of the model."""
+    """What a step costs beside the parts of the model and the optimizer: ranks tell each other norm and loss."""
 
     chip: str
-    step_s: float = 0.0
-    micro_batch_s: float = 0.0
+    step_s: float
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What ``action=profile`` asks an engine to measure, and the profile that the answers are.
 
-A question is an object: ``what`` (``layers``, ``optimizer``, ``link`` or ``ring``), on which chip and degrees, and
-what an engine needs to know. The answer is the question with the measured numbers beside it. Questions of one
-round are for different devices and may be measured at once.
+A question is an object: ``what`` (``layers``, ``optimizer``, ``link``, ``ring`` or ``step``), on which chip and
+degrees, and what an engine needs to know. The answer is the question with the measured numbers beside it. Questions
+of one round are for different devices and may be measured at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flagvega.layout.plan import Mesh, Plan
 from flagvega.layout.ranks import places
 from flagvega.layout.request import LayoutRequest, MeshRequest
 from flagvega.model.workload import Choices, Workload
-from flagvega.plan.profile import CollectiveRow, LayerRow, LinkRow, OptimizerRow, Profile, Validity
+from flagvega.plan.profile import CollectiveRow, LayerRow, LinkRow, OptimizerRow, OverheadRow, Profile, Validity
 from flagvega.plan.stages import layer_kinds
 
 Question = dict[str, Any]
@@ -64,6 +64,7 @@ def ask(work: Workload, choices: Choices, layout: LayoutRequest, cluster: Cluste
         *_layer_rounds(work, degrees, micro_batches),
         *([question] for question in _link_questions(plan, layout, work, max(micro_batches))),
         *([question] for question in _ring_questions(plan)),
+        [{"what": "step", "chips": list(wanted), "ranks": list(range(plan.world_size))}],
     ]
     return Probe(small, plan, tuple(tuple(round_) for round_ in rounds))
 
@@ -110,6 +111,9 @@ def profile_of(answers: Sequence[Mapping[str, Any]], valid: Validity) -> Profile
             CollectiveRow(row["chip"], len(row["ranks"]), row["latency_s"], row["bytes_per_s"], row["hosts"])
             for row in measured
             if row["what"] == "ring"
+        ),
+        overheads=tuple(
+            OverheadRow(chip, row["step_s"]) for row in measured if row["what"] == "step" for chip in row["chips"]
         ),
         valid=valid,
     )  # fmt: skip

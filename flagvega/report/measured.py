@@ -55,6 +55,8 @@ def answer_line(answer: Mapping[str, Any]) -> str:
         return f"messages between {pair}: {seconds(answer['latency_s'])} + bytes at {_rate(answer['bytes_per_s'])}"
     if what == "ring":
         return f"ring of {len(answer['ranks'])} x {answer['chip']}: {_rate(answer['bytes_per_s'])}"
+    if what == "step":
+        return f"what all ranks tell each other in a step: {seconds(answer['step_s'])}"
     place = f"{answer['chip']} tp {answer['tp']} micro-batch {answer['micro_batch']}"
     if "skipped" in answer:
         return f"{place}: {answer['skipped']}"

@@ -39,6 +39,7 @@ def test_every_part_of_the_model_is_measured_on_every_chip_and_degree(server: Se
     assert all(row.forward_s > 0 and row.backward_s > 0 for row in profile.layers)
     assert {(row.chip, row.other) for row in profile.links} == {("emu-l", "emu-l"), ("emu-l", "emu-s")}
     assert [(row.chip, row.ranks) for row in profile.collectives] == [("emu-l", 2)]
+    assert {row.chip for row in profile.overheads} == {"emu-l", "emu-s"}
     saved = {
         (row.tp, row.micro_batch): row.activation_bytes
         for row in profile.layers

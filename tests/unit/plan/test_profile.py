@@ -50,7 +50,7 @@ PROFILE = Profile(
     optimizer=(OptimizerRow("emu-l", 1000, 0.002), OptimizerRow("emu-l", 3000, 0.004)),
     links=(LinkRow("emu-l", "emu-s", 0.001, 1e8), LinkRow("emu-l", "emu-l", 0.002, 2e8)),
     collectives=(CollectiveRow("emu-l", 4, 1e-4, 3e8),),
-    overheads=(OverheadRow("emu-l", 0.01, 0.001),),
+    overheads=(OverheadRow("emu-l", 0.01),),
     valid=validity_of(WORK, "an engine 1.0", "2026-01-02"),
 )
 
@@ -215,6 +215,10 @@ def test_a_kind_of_layer_that_was_not_measured_is_scaled_by_one_that_was() -> No
     bias = 0.01 / mixed.analytic.forward_s(0, "dense", Degrees(), 1)
     expected = mixed.analytic.forward_s(0, "experts", Degrees(), 1) * bias
     assert mixed.forward_s(0, "experts", Degrees(), 1) == pytest.approx(expected)
+
+
+def test_an_optimizer_step_is_on_its_line_and_has_the_overhead_of_a_step() -> None:
+    assert costs().optimizer_s(0, Degrees(), 2000.0, 0.0) == pytest.approx(0.003 + 0.01)
 
 
 def test_links_and_rings_are_those_measured() -> None:
