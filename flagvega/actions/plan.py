@@ -18,8 +18,9 @@ from flagvega.plan.compare import Gain, find_gains, other_shapes, price
 from flagvega.plan.explain import Other, binding, others
 from flagvega.plan.planner import Planned, plan_spec
 from flagvega.records import write_json
+from flagvega.report.overview import Bar
 from flagvega.report.pictures import Pictures, write_pictures
-from flagvega.report.planning import gains_table, memory_table, others_table, outlook_table, seconds
+from flagvega.report.planning import MAX_GAINS, gains_table, memory_table, others_table, outlook_table, seconds
 from flagvega.report.searching import SearchView
 
 PLAN_FILE = "plan.json"
@@ -66,7 +67,8 @@ def act(call: Call) -> Answer:
     except OSError as error:
         raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
     title, tables, facts = _title(planned), _tables(planned, reasons), _facts(planned, reasons)
-    pictures = write_pictures(spec.exp_dir, planned.plan, planned.outlook, planned.problem, title, facts, tables)
+    bars = _bars(planned, reasons)
+    pictures = write_pictures(spec.exp_dir, planned.plan, planned.outlook, planned.problem, title, facts, tables, bars)
     written = f"written to {path}; run it with plan={path}, or with plan=auto"
     return Answer(_document(planned, reasons, path, pictures), (*tables, *facts, written, *pictures.lines))
 
@@ -133,6 +135,15 @@ def _facts(planned: Planned, reasons: Reasons) -> tuple[str, ...]:
         f"predicted from {planned.plan.predictions['source']}",
         *(f"assumed: {what}" for what in planned.plan.predictions["assumed"]),
     )
+
+
+def _bars(planned: Planned, reasons: Reasons) -> list[Bar]:
+    layouts = [other for other in (*reasons.shapes, *reasons.compared) if not isinf(other.total_s)]
+    return [
+        Bar("the plan", planned.outlook.total_s, "plan"),
+        *(Bar(other.name, other.total_s, "layout") for other in layouts),
+        *(Bar(f"with {gain.name}", gain.total_s, "cluster") for gain in reasons.gains[:MAX_GAINS]),
+    ]
 
 
 def _tables(planned: Planned, reasons: Reasons) -> list[Table]:

@@ -18,6 +18,8 @@ from flagvega.plan.space import Candidate, Problem
 MORE_MEMORY, FASTER = 1.25, 2.0
 """What is tried: so many times the memory, so many times the rate of a link."""
 MAX_PAIRS = 6
+MORE_TIME = 5
+"""Where only a search can tell, it may take so many times as long."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,11 @@ def find_gains(outlook: Outlook, problem: Problem, time_s: float) -> list[Gain]:
     before = _score(outlook, problem)
     found = []
     tried = sorted(changes(problem, outlook), key=lambda change: change.is_simulated)
+    weights = [1 if change.is_simulated else MORE_TIME for change in tried]
     for i, change in enumerate(tried):
         there = replace(problem, machine=change.machine, costs=problem.costs.on(change.machine))
         looks = [look_at(outlook.candidate, there)] if change.is_simulated else []
-        left_s = (deadline - time.monotonic()) / (len(tried) - i)
+        left_s = (deadline - time.monotonic()) * weights[i] / sum(weights[i:])
         if left_s > 0:
             looks += _search(there, left_s)
         if looks:

@@ -37,8 +37,8 @@ svg .over { fill: var(--over); font-weight: 600; }
 
 
 def plan_page(title: str, facts: Sequence[str], timeline: Timeline, bars: Sequence[MemoryBar],
-              tables: Sequence[Table]) -> str:  # fmt: skip
-    """The page; ``facts`` are lines of plain text."""
+              tables: Sequence[Table], overview: Sequence[tuple[str, str]] = ()) -> str:  # fmt: skip
+    """The page; ``facts`` are lines of plain text, ``overview`` headings with pictures that come first."""
     shown = picture_windows(timeline)
     cut = "" if len(shown) == 1 else " Only its beginning and its end are shown."
     note = (
@@ -48,19 +48,25 @@ def plan_page(title: str, facts: Sequence[str], timeline: Timeline, bars: Sequen
     body = [
         f"<h1>{escape(title)}</h1>",
         "<ul>" + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul>",
+        *(f"<h2>{escape(name)}</h2>{picture}" for name, picture in overview),
         "<h2>Timeline</h2>",
         f'<p class="faint">{note}</p>',
         timeline_legend(),
-        f'<div class="wide">{timeline_svg(timeline)}</div>',
+        wide(timeline_svg(timeline)),
         "<h2>Memory of a device of each stage</h2>",
         legend(MEMORY_COLOURS, {"free": "idle", "limit": "limit"}),
-        f'<div class="wide">{memory_svg(bars)}</div>',
+        wide(memory_svg(bars)),
         *(_table(table, "stages" if table.title == title else str(table.title)) for table in tables),
     ]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     lines = ["<!DOCTYPE html>", f'<html lang="en"><head>{head}{view}</head>', "<body>", *body, "</body></html>", ""]
     return "\n".join(lines)
+
+
+def wide(content: str) -> str:
+    """Scrolls to the side where the window is narrow."""
+    return f'<div class="wide">{content}</div>'
 
 
 def _table(table: Table, name: str) -> str:
@@ -73,4 +79,4 @@ def _table(table: Table, name: str) -> str:
         for row in zip(*(column.cells for column in table.columns), strict=True)
     ]
     body = "".join(f"<tr>{row}</tr>" for row in (head, *rows))
-    return f'<h2>{escape(name[:1].upper() + name[1:])}</h2><div class="wide"><table>{body}</table></div>'
+    return f"<h2>{escape(name[:1].upper() + name[1:])}</h2>{wide(f'<table>{body}</table>')}"

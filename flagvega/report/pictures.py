@@ -14,9 +14,10 @@ from flagvega.layout.plan import Plan
 from flagvega.plan.explain import Outlook
 from flagvega.plan.space import Problem
 from flagvega.records import write_bytes, write_text
-from flagvega.report.page import plan_page
+from flagvega.report.overview import BAR_COLOURS, Bar, chip_colours, comparison_svg, layout_svg, stage_boxes
+from flagvega.report.page import plan_page, wide
 from flagvega.report.picture import can_draw, timeline_png
-from flagvega.report.svg import MemoryBar
+from flagvega.report.svg import MemoryBar, legend
 from flagvega.report.timeline import Lane, make_timeline
 from flagvega.report.trace import trace_events
 
@@ -33,15 +34,19 @@ class Pictures:
 
 
 def write_pictures(exp_dir: Path, plan: Plan, outlook: Outlook, problem: Problem, title: str, facts: Sequence[str],
-                   tables: Sequence[Table]) -> Pictures:  # fmt: skip
-    """Write ``<exp_dir>/report/plan.*``; PreflightError when that cannot be written."""
+                   tables: Sequence[Table], compared: Sequence[Bar] = ()) -> Pictures:  # fmt: skip
+    """Write ``<exp_dir>/report/plan.*``; PreflightError when that cannot be written.
+
+    ``compared`` are the plan and what it is compared with.
+    """
     meshes = [stage.replicas[0].mesh for stage in plan.stages]
     lanes = tuple(Lane(mesh, plan.meshes[mesh].chip) for mesh in meshes)
     timeline = make_timeline(lanes, outlook.pipeline, outlook.idle)
     folder = exp_dir / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PAGE, plan_page(title, facts, timeline, memory_bars(outlook, problem), tables))
+        overview = overview_of(outlook, problem, compared)
+        write_text(folder / PAGE, plan_page(title, facts, timeline, memory_bars(outlook, problem), tables, overview))
         write_text(folder / TRACE, json.dumps(trace_events(timeline), separators=(",", ":")))
         if can_draw():
             write_bytes(folder / PICTURE, timeline_png(timeline, title))
@@ -54,6 +59,16 @@ def write_pictures(exp_dir: Path, plan: Plan, outlook: Outlook, problem: Problem
         return Pictures((*files, str(folder / PICTURE)), (f"{page} and {PICTURE}", trace))
     missing = f"no {PICTURE}, for matplotlib is not installed: pip install 'flagvega[report]'"
     return Pictures(files, (page, trace, missing))
+
+
+def overview_of(outlook: Outlook, problem: Problem, compared: Sequence[Bar]) -> list[tuple[str, str]]:
+    """Headings and pictures that come first."""
+    boxes = stage_boxes(outlook, problem)
+    found = [("Stages in pipeline order", legend(chip_colours(boxes), {}) + wide(layout_svg(boxes)))]
+    if len(compared) > 1:
+        names = {"other layouts": BAR_COLOURS["layout"], "other clusters": BAR_COLOURS["cluster"]}
+        found.append(("A step, compared", legend(names, {}) + wide(comparison_svg(compared))))
+    return found
 
 
 def memory_bars(outlook: Outlook, problem: Problem) -> list[MemoryBar]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from flagvega.plan.compare import Gain, describe_degrees
 from flagvega.plan.explain import Other, Outlook
 from flagvega.plan.space import Problem
+from flagvega.plan.stages import Work
 
 _GIB = 2**30
 MAX_GAINS = 5
@@ -25,13 +26,10 @@ def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
         table.add_column(name, justify="right")
     for i, ((side, work), stage) in enumerate(zip(outlook.candidate.stages, outlook.stages, strict=True)):
         group = problem.machine.groups[side.group]
-        words = ["emb"] if work.embedding else []
-        words += [str(layers) for chunk in work.chunks if (layers := chunk.num_layers)]
-        words += ["head"] if work.has_head else []
         slow = ", one more" if i in outlook.candidate.slow else ""
         is_last = i == len(outlook.stages) - 1
         table.add_row(
-            str(i), "+".join(words), group.chip, str(side.degrees.size), describe_degrees(side.degrees),
+            str(i), layers_of(work), group.chip, str(side.degrees.size), describe_degrees(side.degrees),
             str(outlook.candidate.samples // side.degrees.dp), str(outlook.pipeline.in_flight[i]),
             seconds(stage.forward_s), seconds(stage.backward_s), f"{outlook.idle[i]:.0%}",
             f"{stage.memory.total / _GIB:.3g} of {group.memory_bytes / _GIB:.3g} GiB",
@@ -39,6 +37,13 @@ def outlook_table(outlook: Outlook, problem: Problem, title: str) -> Table:
             "" if is_last else f"{seconds(outlook.pipeline.transfer[i])}{slow}",
         )  # fmt: skip
     return table
+
+
+def layers_of(work: Work) -> str:
+    """``emb+3``: what a stage computes, its chunks one by one."""
+    words = ["emb"] if work.embedding else []
+    words += [str(layers) for chunk in work.chunks if (layers := chunk.num_layers)]
+    return "+".join([*words, "head"] if work.has_head else words)
 
 
 def memory_table(outlook: Outlook, problem: Problem) -> Table:

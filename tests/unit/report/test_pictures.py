@@ -15,6 +15,7 @@ from rich.table import Table
 
 from flagvega.cli import main
 from flagvega.plan.simulate import Pipeline, simulate
+from flagvega.report.overview import Bar, StageBox, chip_colours, comparison_svg, layout_svg
 from flagvega.report.page import plan_page
 from flagvega.report.svg import MEMORY_COLOURS, MemoryBar
 from flagvega.report.timeline import Lane, Timeline, make_timeline, picture_windows, ticks, windows
@@ -68,6 +69,27 @@ def test_a_timeline_has_every_pass_transfer_reduction_and_optimizer_step() -> No
         "forward": 15, "backward": 15, "transfer": 20, "reduction": 1, "optimizer": 3,
     }  # fmt: skip
     assert max(span.end_s for span in timeline.spans) == pytest.approx(timeline.total_s)
+
+
+def test_the_wider_a_stage_the_more_layers_it_has_and_no_text_leaves_its_box() -> None:
+    boxes = [
+        StageBox("emu-s", ("emb+1", "tp2 <&", "2 devices"), 0.25, "1 ms"),
+        StageBox("emu-l", ("3+head",), 0.75, ""),
+    ]
+    page = layout_svg(boxes)
+    widths = [float(width) for width in re.findall(r'<rect x="[^"]*" y="20" width="([^"]*)"', page)]
+    assert widths[1] > widths[0]
+    assert "tp2 &lt;&amp;" in page
+    many = layout_svg([StageBox("emu-s", ("a" * 40,), 0.01, "")] * 60)
+    assert 'class="number"' not in many
+    assert set(chip_colours(boxes)) == {"emu-s", "emu-l"}
+
+
+def test_other_layouts_are_measured_by_the_plan() -> None:
+    svg = comparison_svg([Bar("the plan", 2.0, "plan"), Bar("x" * 200, 3.0, "layout"), Bar("c", 1.9999, "cluster")])
+    assert "+50.0%" in svg
+    assert "-0.0%" not in svg
+    assert not Tags(svg).opened
 
 
 def test_a_pass_begins_when_its_transfer_has_arrived_and_not_before() -> None:
