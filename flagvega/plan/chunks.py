@@ -44,14 +44,27 @@ def pipeline_of(candidate: Candidate, costs: StageCosts, stages: tuple[StageCost
 
 def cost_chunks(costs: StageCosts, side: Side, work: Work, stage: int, num_stages: int) -> StageCost:
     """A stage of several chunks; each computes the same number of its first layers again, no more than they must."""
+    its = costs.normal(work)
+    key = side, its, stage, num_stages
+    if key not in costs.stacks:
+        costs.stacks[key] = _cost_chunks(costs, side, its, stage, num_stages)
+    return costs.stacks[key]
+
+
+def _cost_chunks(costs: StageCosts, side: Side, work: Work, stage: int, num_stages: int) -> StageCost:
     most = max(chunk.num_layers for chunk in work.chunks)
     if costs.pinned is not None:
         return _recomputing(costs, side, work, stage, num_stages, pinned_layers(costs.pinned, most))
-    for layers in range(most + 1):
-        found = _recomputing(costs, side, work, stage, num_stages, layers)
-        if costs.fits(side, found):
-            break
-    return found
+    first = _recomputing(costs, side, work, stage, num_stages, 0)
+    if costs.fits(side, first):
+        return first
+    last = _recomputing(costs, side, work, stage, num_stages, most)
+    if costs.fits(side, last):
+        for layers in range(1, most):
+            found = _recomputing(costs, side, work, stage, num_stages, layers)
+            if costs.fits(side, found):
+                return found
+    return last
 
 
 def _recomputing(costs: StageCosts, side: Side, work: Work, stage: int, num_stages: int, layers: int) -> StageCost:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
 from flagvega.plan.chunks import chunked_stages, cost_stages, deal, pipeline_of
 from flagvega.plan.costs import Side
@@ -30,6 +32,13 @@ class FoundInterleaved:
 
 
 @dataclass(frozen=True)
+class _Hold:
+    bound_s: float
+    relaxed: StageCosts
+    side: Side
+
+
+@dataclass(frozen=True)
 class _Shape:
     bound_s: float
     samples: int
@@ -45,16 +54,23 @@ def search_interleaved(problem: Problem, accept: Callable[[Candidate], bool], be
     best: Candidate | None = None
     num_simulated = 0
     bound_s = best_s
-    shapes = sorted(_shapes(problem, deadline), key=lambda shape: shape.bound_s)
-    for shape in shapes:
-        if shape.bound_s >= best_s:
+    heap: list[tuple[float, int, _Hold | _Shape]] = []
+    pushed = count()
+    for hold in _holds(problem):
+        heappush(heap, (hold.bound_s, next(pushed), hold))
+    while heap:
+        least_s, _, entry = heappop(heap)
+        if least_s >= best_s:
             break
         if time.monotonic() > deadline:
-            bound_s = min(bound_s, shape.bound_s)
+            bound_s = least_s
             break
-        its = costs.setdefault(shape.samples, problem.stage_costs(shape.samples))
-        fitting = sorted(_fitting(problem, shape, its, best_s), key=lambda found: found[0])
-        for least_s, candidate, pipeline in fitting:
+        if isinstance(entry, _Hold):
+            for shape in _shapes(problem, entry):
+                heappush(heap, (shape.bound_s, next(pushed), shape))
+            continue
+        its = costs.setdefault(entry.samples, problem.stage_costs(entry.samples))
+        for least_s, candidate, pipeline in sorted(_fitting(problem, entry, its, best_s), key=lambda found: found[0]):
             if least_s >= best_s:
                 break
             num_simulated += 1
@@ -64,19 +80,29 @@ def search_interleaved(problem: Problem, accept: Callable[[Candidate], bool], be
     return FoundInterleaved(best, best_s, min(bound_s, best_s), num_simulated)
 
 
-def _shapes(problem: Problem, deadline: float) -> Iterator[_Shape]:
-    choices, num_layers = problem.choices, problem.work.shape.layers
+def _holds(problem: Problem) -> Iterator[_Hold]:
+    """Every way of holding a stage, with what all devices of its kind could do at best."""
     for samples in batch_sizes(problem):
-        if time.monotonic() > deadline:
-            return
         relaxed = problem.stage_costs(samples, relaxed=True)
         for side in sides(problem, samples):
-            if choices.micro_batch_size not in (None, samples // side.degrees.dp):
-                continue
-            for num_stages in _numbers_of_stages(problem, samples, side):
-                for num_chunks in _numbers_of_chunks(problem, num_stages):
-                    bound_s = _bound_s(relaxed, side, num_layers, num_stages, num_chunks)
-                    yield _Shape(bound_s, samples, side, num_stages, num_chunks)
+            if problem.choices.micro_batch_size in (None, samples // side.degrees.dp):
+                all_stages = problem.machine.groups[side.group].count // side.degrees.size
+                work = Work(0, problem.work.shape.layers, embedding=False, head=False)
+                bound_s = relaxed.num_micro_batches * relaxed.chunk(side, work, 0).time_s / max(1, all_stages)
+                yield _Hold(bound_s, relaxed, side)
+
+
+def _shapes(problem: Problem, hold: _Hold) -> Iterator[_Shape]:
+    """All numbers of stages and chunks over which weights and optimizer state could have room."""
+    relaxed, side, num_layers = hold.relaxed, hold.side, problem.work.shape.layers
+    least = relaxed.chunk(side, Work(0, num_layers, embedding=False, head=False), 0).memory
+    room = problem.machine.groups[side.group].memory_bytes - least.context
+    for num_stages in _numbers_of_stages(problem, relaxed.samples, side):
+        if least.weights + least.gradients + least.optimizer > num_stages * room:
+            continue
+        for num_chunks in _numbers_of_chunks(problem, num_stages):
+            bound_s = _bound_s(relaxed, side, num_layers, num_stages, num_chunks)
+            yield _Shape(max(hold.bound_s, bound_s), relaxed.samples, side, num_stages, num_chunks)
 
 
 def _numbers_of_stages(problem: Problem, samples: int, side: Side) -> Iterator[int]:

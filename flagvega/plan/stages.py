@@ -100,6 +100,8 @@ class StageCosts:
     _parts: dict[Side, Parts] = field(default_factory=dict)
     _stages: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
     _chunks: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
+    stacks: dict[tuple[Side, Work, int, int], StageCost] = field(default_factory=dict)
+    """Stages of several chunks that were costed already: by side, chunks, stage and number of stages."""
     _transfers: dict[tuple[Side, Side], float] = field(default_factory=dict)
 
     @property
@@ -126,13 +128,18 @@ class StageCosts:
             self._stages[key] = self._stage(*key)
         return self._stages[key]
 
+    def normal(self, work: Work) -> Work:
+        """One of all works that cost the same."""
+        if not self._alike:
+            return work
+        later = tuple(map(self.normal, work.later))
+        return Work(0, work.end - work.begin, work.embedding, work.head, later)
+
     def chunk(self, side: Side, work: Work, recomputed: int) -> StageCost:
         """One of several chunks of a stage, with one micro-batch."""
-        if self._alike and work.begin:
-            work = Work(0, work.num_layers, work.embedding, work.head)
-        key = side, work, recomputed
+        key = side, self.normal(work), recomputed
         if key not in self._chunks:
-            self._chunks[key] = self._with_recompute(side, work, 1, recomputed)
+            self._chunks[key] = self._with_recompute(side, key[1], 1, recomputed)
         return self._chunks[key]
 
     def fits(self, side: Side, stage: StageCost) -> bool:

@@ -20,7 +20,7 @@ from flagvega.plan.interleaved import (
     program,
     simulate_interleaved,
 )
-from flagvega.plan.interleaved_search import _shapes, _splits, search_interleaved
+from flagvega.plan.interleaved_search import _holds, _shapes, _splits, search_interleaved
 from flagvega.plan.machine import Machine
 from flagvega.plan.space import Candidate, Problem
 from tests.unit.plan.instances import draw
@@ -147,7 +147,7 @@ def test_the_search_finds_the_best_of_all_that_it_could_enumerate(seed: int) -> 
     problem = alone(seed)
     found = search_interleaved(problem, lambda candidate: True, inf, time.monotonic() + 60)
     best_s, has_any = inf, False
-    for shape in _shapes(problem, inf):
+    for shape in (shape for hold in _holds(problem) for shape in _shapes(problem, hold)):
         costs = problem.stage_costs(shape.samples)
         for split in _splits(problem, shape, costs, inf):
             candidate = Candidate(shape.samples, chunked_stages(shape.side, split, shape.num_stages), ())
