@@ -81,9 +81,10 @@ class Model:
         STEP_NOISE, priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD, ("choice",): CHOICE_SD}
     ))  # fmt: skip
 
-    def stage_factor(self, mesh: MeshRequest, samples: float) -> float:
-        """By what the time of a mesh's stages is to be multiplied."""
-        return exp(self.stages.predict(stage_features(mesh, samples))[0]) if self.stages.rows else 1.0
+    def stage_factor(self, mesh: MeshRequest, samples: float, boldness: float = 0.0) -> float:
+        """By what the time of a mesh's stages is to be multiplied, less so many deviations."""
+        mean, deviation = self.stages.predict(stage_features(mesh, samples))
+        return exp(mean - boldness * deviation)
 
     def step_factor(self, features: Features) -> tuple[float, float]:
         """(logarithm of what the rest of the step is to be multiplied by, its standard deviation)."""

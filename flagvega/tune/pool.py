@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flagvega.layout.request import MeshRequest
 from flagvega.plan.explain import Outlook
-from flagvega.tune.forecast import SLACK, Floats
+from flagvega.tune.forecast import SLACK, Correction, Floats
 from flagvega.tune.layouts import Splits, list_splits
 from flagvega.tune.learn import Model, step_features
 from flagvega.tune.question import Part, Question
@@ -60,25 +60,22 @@ class Pool:
         self.alive: NDArray[np.bool_] = np.ones(begin, dtype=bool)
         self.memory = np.zeros(begin)
         self.times = np.zeros(begin)
+        self.stage_deviations = np.zeros(begin)
+        """Of the logarithm of a step, for what is not known about the seconds of its stages."""
         self._shares_known = False
         self.num_fitting = begin
 
     def predict(self, model: Model) -> None:
         """Seconds of a step of every candidate, for the model as it is; whoever cannot fit is taken out at first."""
-        seconds: dict[tuple[MeshRequest, float], float] = {}
-
-        def corrected(mesh: MeshRequest, samples: float) -> float:
-            key = mesh, samples
-            if key not in seconds:
-                seconds[key] = model.stage_factor(mesh, samples)
-            return seconds[key]
-
+        corrected, low = _factors(model, 0.0), _factors(model, 1.0)
         for row in self.rows:
             here = slice(row.begin, row.begin + len(row.splits))
             if row.shape is None or row.part.forecast is None:
                 self.times[here] = 1.0
                 continue
             self.times[here], self.memory[here] = row.part.forecast.times(row.shape, row.splits, corrected)
+            low_s, _ = row.part.forecast.times(row.shape, row.splits, low)
+            self.stage_deviations[here] = np.log(self.times[here] / low_s)
             self.times[here] *= row.part.scale
         self._corrected = corrected
         if not self._shares_known:
@@ -115,7 +112,7 @@ class Pool:
         """(logarithm of the correction, its deviation) of every candidate."""
         pairs = [model.step_factor(step_features(row.part.settings, row.shape)) for row in self.rows]
         means, deviations = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
-        return means[self._row_of], deviations[self._row_of]
+        return means[self._row_of], np.hypot(deviations[self._row_of], self.stage_deviations)
 
     def ranked(self, model: Model, boldness: float, num: int) -> Iterator[tuple[int, float]]:
         """(index, seconds by the bound, optimistic by ``boldness`` deviations) of the best, first ones first."""
@@ -141,11 +138,25 @@ class Pool:
         outlook = part.forecast.look(point.shape, point.split)
         staged_s = part.forecast.simulated_s(point.shape, outlook, self._corrected) * part.scale
         corrected_s = staged_s * float(np.exp(mean))
+        deviation = float(np.hypot(deviation, self.stage_deviations[index]))
         return Seen(
             index, point, part, plain_s(part, point, outlook), corrected_s,
             corrected_s * float(np.exp(-boldness * deviation)),
             max(part.forecast.memory_shares(point.shape, outlook)),
         )  # fmt: skip
+
+
+def _factors(model: Model, boldness: float) -> Correction:
+    """The corrections of stages, each worked out once."""
+    found: dict[tuple[MeshRequest, float], float] = {}
+
+    def factor(mesh: MeshRequest, samples: float) -> float:
+        key = mesh, samples
+        if key not in found:
+            found[key] = model.stage_factor(mesh, samples, boldness)
+        return found[key]
+
+    return factor
 
 
 def plain_s(part: Part, point: Point, outlook: Outlook) -> float:
