@@ -1,0 +1,60 @@
+"""What the ``plan`` block pins is kept by the plan that comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.plan.test_actions import EXPERIMENT, TASK, ask
+
+
+@pytest.fixture(autouse=True)
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf/train").mkdir(parents=True)
+    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
+    (tmp_path / "conf/train/small.yaml").write_text(TASK)
+
+
+NODES = "cluster.nodes=[{host: a, chip: emu-s, devices: 2}, {host: b, chip: emu-l, devices: 2}]"
+
+
+def chips_in_order(answer: dict[str, Any]) -> list[str]:
+    decisions = answer["plan"]["decisions"]
+    chips = [decisions["meshes"][stage["replicas"][0]["mesh"]]["chip"] for stage in decisions["stages"]]
+    return list(dict.fromkeys(chips))
+
+
+def test_no_more_tensor_parallelism_is_chosen_than_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = ask(capsys, "action=plan", "plan.max_tp=1")
+    assert code == 0
+    assert {mesh["tp"] for mesh in answer["plan"]["decisions"]["meshes"]} == {1}
+
+
+@pytest.mark.parametrize("order", [("emu-s", "emu-l"), ("emu-l", "emu-s")])
+def test_chips_come_in_the_order_that_is_asked_for(capsys: pytest.CaptureFixture[str], order: tuple[str, str]) -> None:
+    keep = "plan.keep=[{chip: emu-s, dp: 2}, {chip: emu-l, dp: 2}]"
+    code, answer = ask(capsys, "action=plan", NODES, f"plan.order=[{', '.join(order)}]", keep)
+    assert code == 0
+    assert chips_in_order(answer) == list(order)
+    assert [mesh["dp"] for mesh in answer["plan"]["decisions"]["meshes"]] == [2, 2]
+
+
+def test_only_the_hosts_that_are_named_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = ask(capsys, "action=plan", NODES, "plan.nodes=[b]")
+    assert code == 0
+    devices = [device for mesh in answer["plan"]["decisions"]["meshes"] for device in mesh["devices"]]
+    assert {node for node, _ in devices} == {1}
+    assert answer["unused"].keys() <= {"emu-l"}
+
+
+def test_the_mesh_of_another_plan_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    first = ["plan.keep=[{chip: emu-s, pp: 2}]", "experiment.exp_dir=first"]
+    code, _ = ask(capsys, "action=plan", NODES, *first)
+    assert code == 0
+    code, answer = ask(capsys, "action=plan", NODES, "plan.keep={plan: first/plan.json, chip: emu-s}")
+    assert code == 0
+    [mesh] = [mesh for mesh in answer["plan"]["decisions"]["meshes"] if mesh["chip"] == "emu-s"]
+    assert (mesh["tp"], mesh["dp"], len(mesh["devices"])) == (1, 1, 2)
