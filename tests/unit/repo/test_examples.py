@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 EXPERIMENTS = project_files(":(glob)examples/*/conf/*.yaml")
 RANKS = {
     "aquila/train_hetero": 16,
+    "cluster/planned": 64,
     "cluster/two_vendors": 64,
     "gpt/mixed": 4,
     "gpt/one": 1,
