@@ -136,13 +136,13 @@ def changes(problem: Problem, outlook: Outlook) -> Iterator[Change]:
     for i, group in enumerate(groups):
         if problem.choices.recompute is None:
             roomy = replace(group, memory_bytes=round(group.memory_bytes * MORE_MEMORY))
-            yield Change(f"{MORE_MEMORY - 1:.0%} more memory on each {group.chip}", _with_group(machine, i, roomy))
+            yield Change(f"{MORE_MEMORY - 1:.0%} more memory on each {group.chip}", with_group(machine, i, roomy))
         if len(group.per_node) > 1:
             network = replace(group.network, bytes_per_s=group.network.bytes_per_s * FASTER)
-            quick = _with_group(machine, i, replace(group, network=network))
+            quick = with_group(machine, i, replace(group, network=network))
             yield Change(f"{FASTER:g} x the network between hosts of {group.chip}", quick)
         number = group.node_size
-        more = _with_group(machine, i, replace(group, per_node=(*group.per_node, number)))
+        more = with_group(machine, i, replace(group, per_node=(*group.per_node, number)))
         yield Change(f"one more host with {number} x {group.chip}", more, is_simulated=False)
     order = [side.group for side, _ in outlook.candidate.stages]
     neighbours = zip(order, order[1:], strict=False)
@@ -154,7 +154,8 @@ def changes(problem: Problem, outlook: Outlook) -> Iterator[Change]:
         yield Change(name, replace(machine, between={**machine.between, (i, j): fast, (j, i): fast}))
 
 
-def _with_group(machine: Machine, index: int, group: Group) -> Machine:
+def with_group(machine: Machine, index: int, group: Group) -> Machine:
+    """The machine with another group in the place of one."""
     groups = tuple(group if i == index else its for i, its in enumerate(machine.groups))
     return replace(machine, groups=groups)
 

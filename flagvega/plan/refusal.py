@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flagvega.errors import Fault, NoPlanError
+from flagvega.plan.compare import with_group
 from flagvega.plan.schedules import is_interleaving_pinned
 from flagvega.plan.search import Found, search
 from flagvega.plan.space import Problem, batch_sizes, cost_candidate, sides
 
 _GIB = 2**30
 _MORE_MEMORY = (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 64.0, 256.0)
-_LOOK_S = 2.0
+_MORE_HOSTS = (1, 2, 4, 8)
+_LOOK_S = 0.5
+"""For each look whether a change would help; until something is found a search takes up to three times as long."""
+_HOSTS_S = 5.0
+"""For all looks at more hosts."""
 
 
 def refuse(problem: Problem, refusals: list[Fault]) -> NoReturn:
@@ -57,27 +63,45 @@ def _memory_fault(problem: Problem, roomy: Problem, found: Found, factor: float)
     group = problem.machine.groups[candidate.stages[worst][0].group]
     needed, there = stages[worst].memory.total / _GIB, group.memory_bytes / _GIB
     short = f"a stage on {group.chip} needs at least about {needed:.3g} GiB a device, {needed - there:.2g} GiB too much"
-    fix = f"{factor:g} x the memory, about as many times the devices, or a smaller model or sequence would do"
+    enough = _more_hosts(problem) or "about as many times the devices"
+    fix = f"{factor:g} x the memory, {enough}, or a smaller model or sequence would do"
     if unpinned := _unpin(problem):
         fix = f"{unpinned}; or {fix}"
     return Fault(f"the model does not fit: {short}", "plan", fix)
 
 
+def _more_hosts(problem: Problem) -> str:
+    """The fewest more hosts of one kind of chip with which there is a plan, in words."""
+    deadline = time.monotonic() + _HOSTS_S
+    for more in _MORE_HOSTS:
+        for i, group in enumerate(problem.machine.groups):
+            if time.monotonic() > deadline:
+                return ""
+            larger = replace(group, per_node=(*group.per_node, *[group.node_size] * more))
+            machine = with_group(problem.machine, i, larger)
+            if _find(replace(problem, machine=machine, costs=problem.costs.on(machine))):
+                return f"{more} more host{'s' * (more > 1)} with {group.node_size} x {group.chip}"
+    return ""
+
+
 def _unpin(problem: Problem) -> str:
     """The first pin whose removal makes a plan possible, in words."""
     choices = problem.choices
-    pins = {
+    pins: dict[str, dict[str, Any]] = {
         "micro_batch_size": {"micro_batch_size": None},
         "the recompute": {"recompute": None},
         "the number of stages": {"num_stages": None},
         "the degrees": {"tp": None, "cp": None, "ep": None, "etp": None},
+        "plan.max_tp": {"max_tp": None},
+        "plan.order": {"order": None},
+        "plan.keep": {"kept": ()},
     }
     if is_interleaving_pinned(problem):
         pins = {"virtual stages": {"virtual_stages": None, "layers_per_chunk": None}}
     for name, change in pins.items():
-        if all(getattr(choices, key) is None for key in change):
+        if all(not getattr(choices, key) for key in change):
             continue
-        freed = replace(problem, choices=replace(choices, **change))  # type: ignore[arg-type]
+        freed = replace(problem, choices=replace(choices, **change))
         if _find(freed):
             return f"without {name} given there is a plan"
     return ""

@@ -58,3 +58,19 @@ def test_the_mesh_of_another_plan_is_kept(capsys: pytest.CaptureFixture[str]) ->
     assert code == 0
     [mesh] = [mesh for mesh in answer["plan"]["decisions"]["meshes"] if mesh["chip"] == "emu-s"]
     assert (mesh["tp"], mesh["dp"], len(mesh["devices"])) == (1, 1, 2)
+
+
+def test_a_pin_that_leaves_no_plan_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "cluster.nodes=[{chip: emu-s, devices: 4, memory_gib: 0.012}]"
+    code, answer = ask(capsys, "action=plan", nodes, "plan.keep=[{chip: emu-s}]")
+    assert code == 3
+    [fault] = answer["faults"]
+    assert "GiB too much" in fault["what"]
+    assert "without plan.keep given there is a plan" in fault["fix"]
+
+
+def test_a_cluster_that_is_too_small_is_told_how_many_hosts_more_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "cluster.nodes=[{host: a, chip: emu-s, memory_gib: 0.012, network_gb_s: 1}]"
+    code, answer = ask(capsys, "action=plan", nodes)
+    assert code == 3
+    assert "1 more host with 1 x emu-s" in answer["faults"][0]["fix"]
