@@ -29,7 +29,7 @@ def timeline_png(timeline: Timeline, title: str) -> bytes:
     from matplotlib.patches import Patch
 
     shown = picture_windows(timeline)
-    height = min(1.5 + len(shown) * (0.5 + 0.42 * len(timeline.lanes)), MAX_HEIGHT_IN)
+    height = min(1.5 + len(shown) * (0.5 + 0.46 * len(timeline.lanes)), MAX_HEIGHT_IN)
     figure = Figure(figsize=(11, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     # Titles may hold any character: none of them is markup.
@@ -61,8 +61,8 @@ def _draw(axes: Axes, timeline: Timeline, window: Window) -> None:
     _number(axes, window, factor, length)
     axes.set_xlim(begin, begin + length)
     axes.set_ylim(num - (0.25 if timeline.is_ring else 0.5), -0.5)
-    names = [f"stage {i}\n{lane.chip}" for i, lane in enumerate(timeline.lanes)]
-    axes.set_yticks(range(num), names, fontsize=8, parse_math=False)
+    names = [f"stage {i}\n{lane.chip}\n{lane.note}".rstrip() for i, lane in enumerate(timeline.lanes)]
+    axes.set_yticks(range(num), names, fontsize=7.5, parse_math=False)
     axes.set_xlabel(f"time in {unit}", fontsize=9)
     axes.tick_params(labelsize=8, length=3)
     axes.tick_params(axis="y", length=0)

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from flagvega.errors import PreflightError
 from flagvega.layout.plan import Plan
+from flagvega.plan.compare import describe_degrees
 from flagvega.plan.explain import Outlook
 from flagvega.plan.space import Problem
 from flagvega.records import write_bytes, write_text
 from flagvega.report.overview import BAR_COLOURS, Bar, chip_colours, comparison_svg, layout_svg, stage_boxes
 from flagvega.report.page import plan_page, wide
 from flagvega.report.picture import can_draw, timeline_png
+from flagvega.report.planning import layers_of
 from flagvega.report.svg import MemoryBar, legend
 from flagvega.report.timeline import Lane, make_timeline
 from flagvega.report.trace import trace_events
@@ -40,7 +42,8 @@ def write_pictures(exp_dir: Path, plan: Plan, outlook: Outlook, problem: Problem
     ``compared`` are the plan and what it is compared with.
     """
     meshes = [stage.replicas[0].mesh for stage in plan.stages]
-    lanes = tuple(Lane(mesh, plan.meshes[mesh].chip) for mesh in meshes)
+    notes = [f"{describe_degrees(side.degrees)}: {layers_of(work)}" for side, work in outlook.candidate.stages]
+    lanes = tuple(Lane(mesh, plan.meshes[mesh].chip, note) for mesh, note in zip(meshes, notes, strict=True))
     timeline = make_timeline(lanes, outlook.pipeline, outlook.idle)
     folder = exp_dir / FOLDER
     try:

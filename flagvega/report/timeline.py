@@ -53,6 +53,8 @@ class Lane:
 
     mesh: int
     chip: str
+    note: str = ""
+    """What else to say of it, where there is room."""
 
 
 @dataclass(frozen=True)
