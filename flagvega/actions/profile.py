@@ -21,14 +21,13 @@ from flagvega.plan.profile import Profile, Validity, validity_of
 from flagvega.plan.questions import MICRO_BATCHES, Probe, Rounds, ask, fingerprint, left, num_answered, profile_of
 from flagvega.plan.sources import PROFILE_FILE
 from flagvega.plan.tables import profile_to_json
-from flagvega.records import Lines, append_json_line, read_json_lines, write_json
+from flagvega.records import Lines, read_json_lines, write_json
 from flagvega.report.measured import answer_line, layers_table, links_table, optimizer_table
 from flagvega.run.directory import RunDirectory
 from flagvega.run.supervisor import Supervisor
 
 FOLDER = "profile"
 """In the run's folder: logs, and the measurements as they come."""
-ANSWERS_FILE = "measurements.jsonl"
 
 
 def act(call: Call) -> Answer:
@@ -42,7 +41,7 @@ def act(call: Call) -> Answer:
     done = num_answered(probe, known)
     call.say(f"{probe.num_questions} measurements in {folder}" + (f", {done} of them there already" if done else ""))
     if rounds:
-        decision = decide_probe(call, replace(spec, exp_dir=folder), probe, rounds)
+        decision = decide_probe(call, replace(spec, exp_dir=folder), probe, rounds, _keyed(key))
         directory = ready(call, decision, with_data=False)
         code, reason, notes = _follow(call, decision, directory, probe, key)
         if code:
@@ -81,9 +80,9 @@ def _micro_batches(call: Call, spec: Spec, global_batch: int) -> tuple[int, ...]
     return tuple(sorted({int(word) for word in words}))
 
 
-def decide_probe(call: Call, spec: Spec, probe: Probe, rounds: Rounds) -> Decision:
-    """What is to be started in ``spec.exp_dir``: ``rounds`` are the questions that are left."""
-    questions = {"file": ANSWERS_FILE, "rounds": rounds}
+def decide_probe(call: Call, spec: Spec, probe: Probe, rounds: Rounds, file: str) -> Decision:
+    """What is to be started in ``spec.exp_dir``: ``rounds`` are left, and answered into ``file`` there."""
+    questions = {"file": file, "rounds": rounds}
     spec = call.engine.settle(call.engine.free(spec), None)
     job = call.engine.probe_job(spec, probe.plan, probe.cluster, questions)
     found = {(place.node, place.local): place.rank for place in places(probe.plan)}
@@ -105,13 +104,12 @@ def _follow(call: Call, decision: Decision, directory: RunDirectory, probe: Prob
             key: str) -> tuple[int, str, tuple[str, ...]]:  # fmt: skip
     """Run to the end, telling every answer; the exit code, why, and what ranks had to say."""
     folder = directory.root
-    lines = Lines(folder / ANSWERS_FILE)
+    lines = Lines(folder / _keyed(key))
     lines.skip()
     answers = _answers(folder, key)
 
     def watch() -> None:
         for answer in lines.read():
-            append_json_line(folder / _keyed(key), answer)
             answers.append(answer)
             call.say(f"  {num_answered(probe, answers):>3} of {probe.num_questions}  {answer_line(answer)}")
 

@@ -10,6 +10,7 @@ from flagvega.plan.questions import left, num_answered, profile_of
 from flagvega.records import read_json_lines
 from tests.rank.client import Server, call_of
 
+FILE = "measured.jsonl"
 CONFIG = {
     "cluster": {"nodes": [{"chip": "emu-l", "devices": 2}, {"chip": "emu-s", "devices": 1}]},
     "train": {
@@ -27,9 +28,9 @@ CONFIG = {
 def test_every_part_of_the_model_is_measured_on_every_chip_and_degree(server: Server, tmp_path: Path) -> None:
     call = call_of(tmp_path, CONFIG, "micro_batches=1,2")
     probe, valid = pose(call, call.spec)
-    decision = decide_probe(call, call.spec, probe, probe.rounds)
+    decision = decide_probe(call, call.spec, probe, probe.rounds, FILE)
     outcome = server.start(decision, ["--profile"])
-    answers = read_json_lines(outcome.directory.root / "measurements.jsonl")
+    answers = read_json_lines(outcome.directory.root / FILE)
     assert num_answered(probe, answers) == probe.num_questions
     assert left(probe, answers) == ()
     profile = profile_of(answers, valid)
@@ -55,13 +56,13 @@ def test_what_was_measured_before_a_stop_is_not_asked_again(server: Server, tmp_
     one = replace_cluster(CONFIG, [{"chip": "emu-l", "devices": 1}])
     call = call_of(tmp_path, one, "micro_batches=1")
     probe, _ = pose(call, call.spec)
-    decision = decide_probe(call, replace(call.spec, exp_dir=tmp_path / "part"), probe, probe.rounds[:1])
+    decision = decide_probe(call, replace(call.spec, exp_dir=tmp_path / "part"), probe, probe.rounds[:1], FILE)
     server.start(decision, ["--profile"])
-    answers = read_json_lines(tmp_path / "part" / "measurements.jsonl")
+    answers = read_json_lines(tmp_path / "part" / FILE)
     assert left(probe, answers) == probe.rounds[1:]
-    stopped = decide_probe(call, replace(call.spec, exp_dir=tmp_path / "rest"), probe, probe.rounds[1:])
+    stopped = decide_probe(call, replace(call.spec, exp_dir=tmp_path / "rest"), probe, probe.rounds[1:], FILE)
     server.start(stopped, ["--profile"], code=143, stop=143)
-    assert read_json_lines(tmp_path / "rest" / "measurements.jsonl") == []
+    assert read_json_lines(tmp_path / "rest" / FILE) == []
 
 
 def replace_cluster(config: dict[str, object], nodes: list[dict[str, object]]) -> dict[str, object]:
