@@ -18,6 +18,7 @@ from flagvega.layout.request import LayoutRequest, MeshRequest
 from flagvega.plan.layouts import cuts_across_hosts, make_request
 from flagvega.plan.planner import pose
 from flagvega.plan.space import Problem
+from flagvega.platform import find_chip
 from flagvega.tune.facts import Facts
 from flagvega.tune.forecast import Forecast
 from flagvega.tune.layouts import Tally, list_shapes
@@ -148,11 +149,22 @@ def _part(chosen: Spec, settings: Settings, space: Space, spec: Spec, engine: En
     memory = spec.blocks.get("auto_tuner", {}).get("memory_model", {})
     forecast = Forecast(_limited(problems, memory), max(memory.get("gpu_utilization") or (1.0,)), slow)
     facts = _facts(problems[True], posed, engine)
-    order = spec.arguments.get("hetero_device_types")
-    shapes = list_shapes(space, facts, tuple(order) if order else None, tally)
+    shapes = list_shapes(space, facts, _order(spec, facts), tally)
     layout = replace(offer.layout, slow_boundaries=slow)
     free = replace(posed, blocks={**posed.blocks, "plan": {}})
     return Part(settings, free, layout, cluster, forecast, tuple(shapes))
+
+
+def _order(spec: Spec, facts: Facts) -> tuple[str, ...] | None:
+    """Chips of the meshes in pipeline order, where the YAML gives them."""
+    given = spec.arguments.get("hetero_device_types")
+    if not given:
+        return None
+    order = tuple(find_chip(name).name for name in given)
+    if absent := [name for name in order if name not in facts.counts]:
+        where = spec.where.get("hetero_device_types", "hetero_device_types")
+        raise ConfigError(Fault(f"there is no {absent[0]} in the cluster", where, f"there is: {', '.join(facts.counts)}"))
+    return order
 
 
 def _slow(settings: Settings, spec: Spec) -> tuple[int, ...] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.toy.cli import call
 from tests.toy.tuning import PYTHONPATH, read_trials, write_search
 
@@ -90,3 +92,26 @@ def test_the_best_yaml_runs_by_itself(tmp_path):
 
     assert result.returncode == 0, result.stderr
     assert "step 3" in result.stdout
+
+
+def test_optuna_searches_and_its_study_can_be_opened(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    conf = write_search(tmp_path, "{step_s: [0.05, 0.02, 0.08], words: [[--note, a], [--note, b]]}", algo="optuna")
+    two = "experiment.auto_tuner.control.max_trials=2"
+
+    results = [call(conf, "action=auto_tune", *more, PYTHONPATH=PYTHONPATH) for more in ([two], [])]
+
+    assert [result.returncode for result in results] == [0, 0], results[-1].stderr
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "out/auto_tuner/optuna.log"))
+    study = optuna.load_study(study_name="toy", storage=optuna.storages.JournalStorage(backend))
+    assert study.best_trial.params["step_s"] == 0.02
+    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    assert len(done) == len(read_trials(tmp_path)) == 6
+
+
+def test_a_grid_is_tried_in_the_order_it_is_written(tmp_path):
+    conf = write_search(tmp_path, STEPS, algo="grid")
+
+    call(conf, "action=auto_tune", PYTHONPATH=PYTHONPATH)
+
+    assert [trial["values"]["step_s"] for trial in read_trials(tmp_path)] == [0.05, 0.02, 0.08, 0.03]
