@@ -20,3 +20,5 @@ class Facts:
     """Devices of a chip's largest node."""
     refusal: Callable[[MeshRequest], str | None]
     """Why the engine cannot run a mesh, or None."""
+    boundary: Callable[[MeshRequest, MeshRequest], str | None]
+    """Why the engine cannot join two meshes, or None."""

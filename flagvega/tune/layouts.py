@@ -17,7 +17,7 @@ from flagvega.layout.build import even_split
 from flagvega.layout.plan import Method, Recompute
 from flagvega.layout.request import MeshRequest
 from flagvega.tune.facts import Facts
-from flagvega.tune.rules import batch, engine, host, idle, recompute, stages, virtual
+from flagvega.tune.rules import batch, boundary, engine, host, idle, recompute, stages, virtual
 from flagvega.tune.shape import Shape
 from flagvega.tune.space import DEGREES, MESHES, MICRO_BATCH, SPLIT, VIRTUAL, Space, Values
 
@@ -30,6 +30,7 @@ MESH_RULES: Sequence[tuple[str, Callable[[MeshRequest, Facts], str | None]]] = (
 )
 SHAPE_RULES: Sequence[tuple[str, Callable[[Shape, Facts], str | None]]] = (
     ("batch", batch.check),
+    ("boundary", boundary.check),
     ("virtual", virtual.check),
     ("recompute", recompute.check),
 )

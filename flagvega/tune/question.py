@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from flagvega.cluster.nodes import Cluster
@@ -13,7 +13,7 @@ from flagvega.engine import Engine
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.build import build_plan
 from flagvega.layout.check import check_plan
-from flagvega.layout.plan import Mesh, Plan
+from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest, MeshRequest
 from flagvega.plan.layouts import cuts_across_hosts, make_request
 from flagvega.plan.planner import pose
@@ -193,19 +193,26 @@ def _limited(problems: Mapping[bool, Problem], memory: Mapping[str, Any]) -> dic
 def _facts(problem: Problem, spec: Spec, engine: Engine) -> Facts:
     settled = engine.settle(spec, None)
 
+    def mesh_of(mesh: MeshRequest) -> Mesh:
+        its = degrees_of(mesh)
+        devices = tuple((0, i) for i in range(its.size))
+        return Mesh(0, str(mesh.chip), its.tp, its.cp, its.ep, its.dp, its.etp, its.sp, devices)
+
     def refusal(mesh: MeshRequest) -> str | None:
         its = degrees_of(mesh)
         if its.size % (its.ep * its.etp):
             return f"etp {its.etp} x ep {its.ep} does not divide {its.size} devices of a stage"
-        devices = tuple((0, i) for i in range(its.size))
-        return engine.legal_mesh(
-            settled, Mesh(0, str(mesh.chip), its.tp, its.cp, its.ep, its.dp, its.etp, its.sp, devices)
-        )
+        return engine.legal_mesh(settled, mesh_of(mesh))
+
+    @cache
+    def boundary(sender: MeshRequest, receiver: MeshRequest) -> str | None:
+        joint = Boundary("native" if sender.chip == receiver.chip else "bridge")
+        return engine.legal_boundary(settled, mesh_of(sender), mesh_of(receiver), joint)
 
     groups = problem.machine.groups
     return Facts(
         problem.work, {group.chip: group.count for group in groups},
-        {group.chip: group.node_size for group in groups}, refusal,
+        {group.chip: group.node_size for group in groups}, refusal, boundary,
     )  # fmt: skip
 
 
