@@ -14,7 +14,7 @@ from rich.table import Table
 from flagvega.actions.call import Answer, Call
 from flagvega.errors import PreflightError
 from flagvega.layout.codec import plan_to_json
-from flagvega.plan.compare import Gain, find_gains, other_shapes, price
+from flagvega.plan.compare import Gain, find_gains, find_shapes, other_shapes, price
 from flagvega.plan.explain import Other, binding, others
 from flagvega.plan.planner import Planned, plan_spec
 from flagvega.records import write_json
@@ -24,7 +24,7 @@ from flagvega.report.planning import MAX_GAINS, gains_table, memory_table, other
 from flagvega.report.searching import SearchView
 
 PLAN_FILE = "plan.json"
-MIN_REASONS_S, MAX_REASONS_S = 1.0, 4.0
+MIN_REASONS_S, MAX_REASONS_S = 3.0, 6.0
 """Telling why may take as long as planning did, within these."""
 WORTH_TELLING = 0.005
 """Share of a step that a change to the cluster must gain to be told as the best one."""
@@ -76,9 +76,10 @@ def act(call: Call) -> Answer:
 def find_reasons(planned: Planned, time_s: float) -> Reasons:
     """Compare the plan with others, and with what it would be on other clusters, for about so many seconds."""
     outlook, problem = planned.outlook, planned.problem
-    compared = others(outlook, problem, time_s / 2)
-    shapes = other_shapes(planned.found.others, outlook, problem)
-    return Reasons(compared, shapes, find_gains(outlook, problem, time_s / 2))
+    compared = others(outlook, problem, time_s / 3)
+    others_of = planned.found.others or find_shapes(outlook.candidate, problem, planned.top_k - 1, time_s / 3)
+    shapes = other_shapes(others_of, outlook, problem)
+    return Reasons(compared, shapes, find_gains(outlook, problem, time_s / 3))
 
 
 def _document(planned: Planned, reasons: Reasons, path: Path, pictures: Pictures) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, groupby
 
 from flagvega.errors import NoPlanError
-from flagvega.plan.costs import Degrees
+from flagvega.plan.costs import Degrees, Side
 from flagvega.plan.explain import Other, Outlook, binding, look_at
 from flagvega.plan.interleaved import schedule_period_s
 from flagvega.plan.machine import Group, Machine
@@ -49,6 +49,31 @@ def other_shapes(others: Sequence[tuple[Candidate, float]], outlook: Outlook, pr
         other = look_at(candidate, problem)
         found.append(Other(describe_shape(candidate, problem), other.total_s, why_worse(other, outlook, problem)))
     return found
+
+
+def find_shapes(candidate: Candidate, problem: Problem, number: int, time_s: float) -> list[tuple[Candidate, float]]:
+    """Up to so many plans of other shapes than a candidate's, the best that are found in the time, best first."""
+    deadline = time.monotonic() + time_s
+    known = {shape_of(candidate)}
+    found: list[tuple[Candidate, float]] = []
+    for i in range(number):
+        left_s = (deadline - time.monotonic()) / (number - i)
+        if left_s <= 0:
+            break
+        try:
+            other = search(problem, lambda its: shape_of(its) not in known, left_s)
+        except NoPlanError:
+            continue
+        if other is None:
+            break
+        known.add(shape_of(other.candidate))
+        found.append((other.candidate, other.total_s))
+    return sorted(found, key=lambda its: its[1])
+
+
+def shape_of(candidate: Candidate) -> tuple[Side, ...]:
+    """What a plan has apart from its split of layers: chips in order, with their degrees and numbers of stages."""
+    return tuple(side for side, _ in candidate.stages)
 
 
 def describe_shape(candidate: Candidate, problem: Problem) -> str:

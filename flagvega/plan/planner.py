@@ -48,6 +48,8 @@ class Planned:
     problem: Problem
     found: Found
     outlook: Outlook
+    top_k: int
+    """Shapes to tell of, the plan's own among them."""
 
 
 def plan_spec(spec: Spec, engine: Engine, better: Callable[[float], None] = lambda step_s: None) -> Planned:
@@ -78,7 +80,7 @@ def plan_spec(spec: Spec, engine: Engine, better: Callable[[float], None] = lamb
     plan, used = placed[found.candidate]
     outlook = look_at(found.candidate, problem)
     plan = replace(plan, predictions=predict(outlook, problem, found.bound_s))
-    return Planned(engine.settle(spec, plan), plan, used, problem, found, outlook)
+    return Planned(engine.settle(spec, plan), plan, used, problem, found, outlook, top_k)
 
 
 def pose(spec: Spec, engine: Engine) -> tuple[Offer, Problem, Cluster]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import inf
 
 from flagvega.errors import NoPlanError
+from flagvega.plan.cheapest import search_cheapest
 from flagvega.plan.interleaved_search import search_interleaved
 from flagvega.plan.search import Found, search
 from flagvega.plan.space import Candidate, Problem
@@ -30,6 +31,8 @@ def search_schedules(
     :raises NoPlanError: when the time is over before a first plan is found.
     """
     choices = problem.choices
+    if problem.objective == "cost" and not is_interleaving_pinned(problem):
+        return search_cheapest(problem, accept, time_s)
     if is_interleaving_pinned(problem):
         return _search_interleaved(problem, accept, None, time_s)
     failure: NoPlanError | None = None

@@ -74,3 +74,27 @@ def test_a_cluster_that_is_too_small_is_told_how_many_hosts_more_would_do(capsys
     code, answer = ask(capsys, "action=plan", nodes)
     assert code == 3
     assert "1 more host with 1 x emu-s" in answer["faults"][0]["fix"]
+
+
+def test_the_cheapest_plan_leaves_out_what_costs_more_than_it_saves(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = (
+        "cluster.nodes=[{host: a, chip: emu-l, devices: 2, price_per_hour: 1},"
+        " {host: b, chip: emu-s, devices: 2, price_per_hour: 100}]"
+    )
+    code, fast = ask(capsys, "action=plan", nodes)
+    assert code == 0
+    code, cheap = ask(capsys, "action=plan", nodes, "plan.objective=cost")
+    assert code == 0
+    assert cheap["price"] <= fast["price"]
+    assert {mesh["chip"] for mesh in cheap["plan"]["decisions"]["meshes"]} == {"emu-l"}
+    seconds, price = cheap["plan"]["predictions"]["iteration_s"], cheap["plan"]["predictions"]["price_per_hour"]
+    assert cheap["price"] == pytest.approx(seconds * price / 3600)
+
+
+def test_the_best_other_shapes_are_told_with_what_keeps_them_slower(capsys: pytest.CaptureFixture[str]) -> None:
+    _, answer = ask(capsys, "action=plan", "plan.top_k=3")
+    shapes = answer["shapes"]
+    assert 1 <= len(shapes) <= 2
+    assert all(shape["iteration_s"] >= answer["plan"]["predictions"]["iteration_s"] for shape in shapes)
+    assert all(shape["why"] for shape in shapes)
+    assert len({shape["name"] for shape in shapes}) == len(shapes)
