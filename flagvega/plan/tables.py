@@ -35,6 +35,7 @@ TABLES: Mapping[str, type] = {
 }
 SUM = "forward_backward_s"
 _ROW_NAMES = {"layer": "layers", "link": "links", "collective": "collectives", "overhead": "overheads"}
+_OR = dict.fromkeys(("forward_s", "backward_s"), f"give forward_s and backward_s, or {SUM}")
 _COUNTS = ("tp", "cp", "ep", "micro_batch", "ranks", "hosts")
 _TEXTS = ("row", "chip", "other", "kind", "model", "dtype", "engine", "date")
 _RATES = ("bytes_per_s", "parameters")
@@ -45,7 +46,10 @@ def read_profile(path: Path) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
         document = _read_csv(text) if path.suffix.lower() == ".csv" else json.loads(text)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        fix = "write one with action=profile"
+        raise ConfigError(Fault(f"the profile cannot be read: {error.strerror}", str(path), fix)) from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(Fault(f"the profile cannot be read: {error}", str(path))) from error
     except json.JSONDecodeError as error:
         fix = "write JSON, or a table that ends in .csv"
@@ -156,7 +160,7 @@ def _read_row(raw: Any, kind: type, where: str, faults: list[Fault]) -> Any:
         if name in row:
             faults += _value_faults(name, row[name], field, where)
         elif field.default is MISSING:
-            faults.append(Fault(f"{name} is missing", where))
+            faults.append(Fault(f"{name} is missing", where, _OR.get(name, "")))
     if is_layer and ("kind" in row) == ("layer" in row):
         faults.append(Fault("a row of a layer has either kind or layer", where, f"kinds: {', '.join(KINDS)}"))
     for name in ("chip", "other"):
