@@ -39,7 +39,7 @@ from flagvega.tune.study import Trial, decode, encode  # noqa: E402
 GRIDS = Path(__file__).with_name("tune_grids")
 NEAR = 1.02
 MAX_TRIALS = 150
-LIMITS = Limits(warmup_iters=2, train_iters=3, max_iters=5, confidence=0.02, max_time_s=60.0)
+LIMITS = Limits(warmup_iters=2, train_iters=3, max_iters=3, confidence=0.02, max_time_s=60.0)
 """The first two steps of an emulated chip watch the memory and are slow."""
 _CLUSTER = "cluster.nodes=[{nodes}]"
 
@@ -72,7 +72,7 @@ CASES = (
         "experiment.auto_tuner.space.micro_batch_size=[1,2]",
     )),
     Case("three-kinds", (("emu-s", 1), ("emu-m", 2), ("emu-l", 2)), (
-        _order("emu-s", "emu-m", "emu-l"), "train.model.num_layers=6", "train.model.global_batch_size=4",
+        _order("emu-s", "emu-m", "emu-l"), "train.model.num_layers=5", "train.model.global_batch_size=4",
         "experiment.auto_tuner.space.micro_batch_size=[1,2]",
     )),
     Case("medium-large", (("emu-m", 4), ("emu-l", 1)), (
@@ -115,7 +115,7 @@ def collect(case: Case, minutes: float) -> None:
               flush=True)  # fmt: skip
 
 
-def _measure(spec: Spec, plan: Any, attempts: int = 3) -> dict[str, Any]:
+def _measure(spec: Spec, plan: Any, attempts: int = 2) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for _ in range(attempts):
         row = _measure_once(spec, plan)

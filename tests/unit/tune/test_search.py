@@ -1,0 +1,141 @@
+"""Searches over the planner's own predictions, bent by factors that the tuner does not know."""
+
+from __future__ import annotations
+
+import random
+from math import log2
+
+import numpy as np
+import pytest
+
+from flagvega.engine import engines
+from flagvega.plan.planner import estimate_plan
+from flagvega.tune.learn import Model
+from flagvega.tune.pool import Pool
+from flagvega.tune.question import Question, ask
+from flagvega.tune.search import Guided, grid, shuffled
+from flagvega.tune.study import Study, Trial, decode, encode
+
+MEGATRON = engines.get("megatron")
+
+
+@pytest.fixture(scope="module")
+def question(tuned) -> Question:
+    return ask(tuned(), MEGATRON)
+
+
+def truth(seed: int):
+    """A world in which chips are not what their data sheets say, and tp costs more."""
+    rng = random.Random(seed)
+    chips = {chip: rng.uniform(0.5, 2.5) for chip in ("emu-s", "emu-m", "emu-l")}
+    tp_cost = {chip: rng.uniform(1.0, 1.4) for chip in chips}
+    small = rng.uniform(0.85, 1.0)
+
+    def factor(mesh, samples):
+        return chips[mesh.chip] * tp_cost[mesh.chip] ** log2(mesh.tp) * small ** log2(samples)
+
+    return factor
+
+
+def measure(seen, factor, noise, rng) -> Trial:
+    forecast, shape = seen.part.forecast, seen.point.shape
+    outlook = forecast.look(shape, seen.point.split)
+    time_s = forecast.simulated_s(shape, outlook, factor) * rng.lognormvariate(0, noise)
+    m = outlook.pipeline.num_micro_batches
+    busy = tuple(
+        m * stage.time_s * factor(mesh, shape.samples / mesh.dp) / time_s
+        for mesh, stage in zip(shape.stage_meshes, outlook.stages, strict=True)
+    )
+    return Trial(1, seen.point.key, encode(seen.point), {}, "ok", time_s=time_s, busy=busy)
+
+
+def trials_needed(question: Question, make_order, seed: int) -> int:
+    """Trials until one is within 2 % of the best of all."""
+    factor, rng, pool = truth(seed), random.Random(seed), Pool(question)
+    order = make_order(pool)
+    best = best_of(pool, factor)
+    for number in range(1, 400):
+        seen = order.next()
+        trial = measure(seen, factor, 0.005, rng)
+        if trial.time_s < 1.02 * 1.01 * best:
+            return number
+        order.learn(seen, trial)
+    return 400
+
+
+def best_of(pool: Pool, factor) -> float:
+    """Seconds of the best candidate, simulated: no other has a bound below it."""
+    rows = [(time_s, row, i) for row in pool.rows
+            for i, time_s in enumerate(row.part.forecast.times(row.shape, row.splits, factor)[0])]  # fmt: skip
+    best = float("inf")
+    for bound_s, row, i in sorted(rows, key=lambda each: each[0]):
+        if bound_s > 1.02 * best:
+            break
+        outlook = row.part.forecast.look(row.shape, tuple(int(layers) for layers in row.splits[i]))
+        best = min(best, row.part.forecast.simulated_s(row.shape, outlook, factor))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_guided_search_finds_the_best_in_few_trials_whatever_the_chips_really_are(question, seed):
+    assert trials_needed(question, Guided, seed) <= 10
+
+
+def test_orders_that_know_less_need_more(question):
+    guided = [trials_needed(question, Guided, seed) for seed in range(6)]
+    at_random = [trials_needed(question, lambda pool, seed=seed: shuffled(pool, seed), seed) for seed in range(6)]
+    by_rule = [trials_needed(question, lambda pool: grid(pool, "performance"), seed) for seed in range(6)]
+
+    assert 3 * sum(guided) < sum(at_random)
+    assert 3 * sum(guided) < sum(by_rule)
+
+
+def test_the_time_of_many_layouts_at_once_is_a_bound_of_the_simulation_and_near_it(question):
+    part, rng = question.parts[0], random.Random(1)
+    pool = Pool(question)
+    pool.predict(Model())
+    ratios = []
+    for index in rng.sample(range(pool.num_legal), 60):
+        point, _ = pool.point(index)
+        outlook = part.forecast.look(point.shape, point.split)
+        ratios.append(pool.times[index] / part.forecast.simulated_s(point.shape, outlook, lambda mesh, samples: 1.0))
+
+    assert max(ratios) < 1.02
+    assert np.median(ratios) > 0.97
+
+
+def test_predictions_are_those_of_action_estimate(question):
+    pool, rng = Pool(question), random.Random(2)
+    pool.predict(Model())
+    for index in rng.sample(range(pool.num_legal), 10):
+        point, part = pool.point(index)
+        outlook, _ = estimate_plan(part.spec, MEGATRON, part.cluster, part.plan(point, MEGATRON))
+        assert pool.see(index, Model(), 0.0).predicted_s == pytest.approx(outlook.total_s, rel=1e-6)
+
+
+def test_a_candidate_survives_the_record(question):
+    pool = Pool(question)
+    for index in (0, pool.num_legal // 2, pool.num_legal - 1):
+        point, _ = pool.point(index)
+        assert decode(encode(point)) == point
+        assert decode(encode(point)).key == point.key
+        assert pool.find(point.key, point) == index
+
+
+def test_a_torn_line_is_dropped_and_the_rest_counts(tmp_path, question):
+    pool = Pool(question)
+    study = Study.open(tmp_path)
+    for number in (1, 2):
+        point, _ = pool.point(number)
+        study.add(Trial(number, f"k-{point.key}", encode(point), dict(point.values), "ok", time_s=1.0 / number))
+    path = tmp_path / "trials.jsonl"
+    whole = path.read_bytes()
+
+    for cut in range(whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert [trial.number for trial in Study.open(tmp_path).trials] == [1]
+    again = Study.open(tmp_path)
+    again.add(study.trials[1])
+
+    assert path.read_bytes() == whole
+    assert Study.open(tmp_path).best.number == 2
