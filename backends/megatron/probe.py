@@ -99,6 +99,8 @@ class Probe:
             rows.append({"parameters": probed.num_parameters, "seconds": probed.measure_optimizer()})
         del probed
         gc.collect()
+        if self.torch_device.type != "cpu":
+            self.device.namespace.empty_cache()
         return [{**question, **row} for row in rows] if rank == 0 else []
 
     def _link(self, question: Mapping[str, Any], ways: tuple[Any, Any], alone: Any) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Literal
 from flagvega.plan.analytic import AnalyticCosts
 from flagvega.plan.costs import Degrees, Kind, Side
 from flagvega.plan.machine import Link, Machine
-from flagvega.plan.profile import LayerRow, OptimizerRow, Profile
+from flagvega.plan.profile import LayerRow, LinkRow, OptimizerRow, Profile
 
 Pass = Literal["forward_s", "backward_s"]
 Point = tuple[int, int, int, bool]
@@ -179,7 +179,7 @@ class MeasuredCosts:
         if a.group == b.group:
             return (self._chip(a.group), self._hosts(a, b)) in self._own_links
         pair = {self._chip(a.group), self._chip(b.group)}
-        return any({row.chip, row.other} == pair for row in self.profile.links)
+        return any({row.chip, row.other} == pair for row in _links_between(self.machine, self.profile))
 
     @cached_property
     def _kinds(self) -> tuple[Kind, ...]:
@@ -267,11 +267,22 @@ def with_measured_links(machine: Machine, profile: Profile) -> Machine:
         groups.append(group)
     chips = [group.chip for group in machine.groups]
     between = dict(machine.between)
-    for row in profile.links:
-        if row.chip != row.other and row.chip in chips and row.other in chips:
-            a, b = chips.index(row.chip), chips.index(row.other)
-            between[a, b] = between[b, a] = Link(row.latency_s, row.bytes_per_s)
+    for row in _links_between(machine, profile):
+        a, b = chips.index(row.chip), chips.index(row.other)
+        between[a, b] = between[b, a] = Link(row.latency_s, row.bytes_per_s)
     return replace(machine, groups=tuple(groups), between=between)
+
+
+def _links_between(machine: Machine, profile: Profile) -> list[LinkRow]:
+    """Measured links between unlike chips; those inside a host say nothing about chips on several hosts."""
+    chips = [group.chip for group in machine.groups]
+    pairs = [(i, j) for i in range(len(chips)) for j in range(len(chips)) if i != j]
+    on_one_host = all(pair in machine.between for pair in pairs)
+    return [
+        row
+        for row in profile.links
+        if row.chip != row.other and row.chip in chips and row.other in chips and (row.hosts > 1 or on_one_host)
+    ]
 
 
 def _point(degrees: Degrees) -> Point:

@@ -32,11 +32,13 @@ from flagvega.plan.tables import profile_from_json, profile_to_csv, profile_to_j
 
 SHAPE = ModelShape(4, 128, 4, 4, 32, 352, 512)
 WORK = Workload(SHAPE, 64, "fp32", 8, 8, 4, 8)
+ASSUMED = Link(1e-4, 1e7)
 MACHINE = Machine(
     (
         Group("emu-l", (4,), 10**9, 1e10, 4e9, Link(1e-5, 5e8), Link(5e-5, 1e8)),
         Group("emu-s", (2,), 10**9, 1e10, 4e9, Link(1e-5, 5e8), Link(5e-5, 1e8)),
-    )
+    ),
+    {(0, 1): ASSUMED, (1, 0): ASSUMED},
 )
 LAYERS = tuple(
     LayerRow("emu-l", tp, size, forward_s * size / tp, 2 * forward_s * size / tp, kind, sp=tp > 1,
@@ -227,6 +229,13 @@ def test_links_and_rings_are_those_measured() -> None:
     assert costs().transfer_s(ours, theirs, 1) == pytest.approx(0.001 + total / 1e8)
     assert costs().transfer_s(ours, ours, 1) == pytest.approx(0.002 + total / 2e8)
     assert costs().machine.groups[0].link == Link(1e-4, 3e8)
+
+
+def test_a_link_inside_a_host_says_nothing_about_chips_on_several_hosts() -> None:
+    apart = replace(MACHINE, between={})
+    assert with_measured_links(apart, PROFILE).between == {}
+    far = replace(PROFILE, links=(replace(PROFILE.links[0], hosts=2),))
+    assert with_measured_links(apart, far).link_between(0, 1) == Link(0.001, 1e8)
 
 
 def test_layers_by_index_count_for_their_kind() -> None:
