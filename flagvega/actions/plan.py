@@ -24,8 +24,10 @@ from flagvega.report.planning import MAX_GAINS, gains_table, memory_table, other
 from flagvega.report.searching import SearchView
 
 PLAN_FILE = "plan.json"
-MIN_REASONS_S, MAX_REASONS_S = 3.0, 6.0
+MIN_REASONS_S, MAX_REASONS_S = 4.0, 6.0
 """Telling why may take as long as planning did, within these."""
+OTHERS_SHARE, SHAPES_SHARE, GAINS_SHARE = 0.25, 0.4, 0.35
+"""Of that time."""
 WORTH_TELLING = 0.005
 """Share of a step that a change to the cluster must gain to be told as the best one."""
 
@@ -76,10 +78,12 @@ def act(call: Call) -> Answer:
 def find_reasons(planned: Planned, time_s: float) -> Reasons:
     """Compare the plan with others, and with what it would be on other clusters, for about so many seconds."""
     outlook, problem = planned.outlook, planned.problem
-    compared = others(outlook, problem, time_s / 3)
-    others_of = planned.found.others or find_shapes(outlook.candidate, problem, planned.top_k - 1, time_s / 3)
+    compared = others(outlook, problem, OTHERS_SHARE * time_s)
+    others_of = planned.found.others or find_shapes(
+        outlook.candidate, problem, planned.top_k - 1, SHAPES_SHARE * time_s
+    )
     shapes = other_shapes(others_of, outlook, problem)
-    return Reasons(compared, shapes, find_gains(outlook, problem, time_s / 3))
+    return Reasons(compared, shapes, find_gains(outlook, problem, GAINS_SHARE * time_s))
 
 
 def _document(planned: Planned, reasons: Reasons, path: Path, pictures: Pictures) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _tables(planned: Planned, reasons: Reasons) -> list[Table]:
     if reasons.compared:
         tables.append(others_table(reasons.compared, outlook.total_s, "plainer layouts"))
     if reasons.shapes:
-        tables.append(others_table(reasons.shapes, outlook.total_s, "the best other shapes"))
+        tables.append(others_table(reasons.shapes, outlook.total_s, "other shapes, the best found"))
     if reasons.gains:
         tables.append(gains_table(reasons.gains))
     return tables
