@@ -185,7 +185,9 @@ def pareto_svg(good: Sequence[TrialRow]) -> str:
         ("memory of the fullest device, % of its limit (predicted)", "tokens per second"),
     )  # fmt: skip
     front = pareto(known)
-    points = " ".join(f"{plane.x(100 * (row.memory_share or 0)):.1f},{plane.y(row.tokens_per_s or 0):.1f}" for row in front)
+    points = " ".join(
+        f"{plane.x(100 * (row.memory_share or 0)):.1f},{plane.y(row.tokens_per_s or 0):.1f}" for row in front
+    )
     dots = [
         _dot(plane, 100 * (row.memory_share or 0), row.tokens_per_s or 0, row, f"{row.tokens_per_s:,.0f} tokens/s")
         for row in known
@@ -212,7 +214,9 @@ def effects(good: Sequence[TrialRow]) -> list[Effect]:
             groups.setdefault(str(row.values.get(name, "")), []).append(row.time_s or 0.0)
         if 1 < len(groups) <= 12 or (len(groups) > 1 and len(groups) < len(good)):
             ranked = sorted(groups.items(), key=lambda group: min(group[1]))
-            found += [Effect(name, value, len(times), min(times), sum(times) / len(times)) for value, times in ranked[:6]]
+            found += [
+                Effect(name, value, len(times), min(times), sum(times) / len(times)) for value, times in ranked[:6]
+            ]
     return found
 
 
@@ -224,8 +228,8 @@ def effects_table(found: Sequence[Effect]) -> str:
     rows, last = [], ""
     for effect in found:
         width = 120 * least / effect.best_s
-        bar = f'<svg viewBox="0 0 120 10" style="width:120px;height:10px;margin:0"><rect width="{width:.0f}" height="10" ' \
-              f'fill="{COLOURS["measured"]}"/></svg>'  # fmt: skip
+        box = f'<rect width="{width:.0f}" height="10" fill="{COLOURS["measured"]}"/>'
+        bar = f'<svg viewBox="0 0 120 10" style="width:120px;height:10px;margin:0">{box}</svg>'
         name = effect.dimension if effect.dimension != last else ""
         last = effect.dimension
         rows.append((escape(name), escape(effect.value), str(effect.num_trials), seconds(effect.best_s), bar))
@@ -240,7 +244,11 @@ def trials_table(rows: Sequence[TrialRow]) -> str:
     head = ("trial", "step", "tokens/s", "expected", "error", "planner alone", "memory", *varied, "outcome")
     body = []
     for row in sorted(rows, key=lambda row: (row.time_s is None, row.time_s or 0.0, row.number)):
-        step = f"{seconds(row.time_s)} \N{PLUS-MINUS SIGN} {(row.half_width_s or 0) / row.time_s:.1%}" if row.time_s else "-"
+        step = (
+            f"{seconds(row.time_s)} \N{PLUS-MINUS SIGN} {(row.half_width_s or 0) / row.time_s:.1%}"
+            if row.time_s
+            else "-"
+        )
         error = f"{(row.corrected_s or 0) / row.time_s - 1:+.0%}" if row.time_s and row.predicted_s else "-"
         outcome = row.status + (f": {row.reason}" if row.reason else "")
         style = ' class="dead"' if row.time_s is None else ""

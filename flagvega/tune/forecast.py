@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagvega.layout.plan import Recompute
 from flagvega.layout.request import MeshRequest
+from flagvega.plan.chunks import cost_stages
 from flagvega.plan.costs import Side
 from flagvega.plan.explain import Outlook, outlook_of
-from flagvega.plan.simulate import Pipeline, simulate
+from flagvega.plan.interleaved import Interleaved, run_schedule
+from flagvega.plan.simulate import Pipeline
 from flagvega.plan.space import Candidate, Problem
-from flagvega.plan.stages import StageCost, StageCosts, Work
+from flagvega.plan.stages import StageCosts, Work
 from flagvega.tune.layouts import Splits
 from flagvega.tune.shape import Shape, degrees_of
 
@@ -65,17 +68,15 @@ class Forecast:
     # ---- many ----
 
     def times(self, shape: Shape, splits: Splits, corrected: Correction) -> tuple[Floats, Floats]:
-        """(seconds a step, largest share of a device's memory) of every split; the time is a bound, not a simulation."""
-        if not self.alike:
+        """(seconds a step, largest share of a device's memory) of every split; the time is a bound."""
+        if not self.alike or shape.virtual_stages > 1:
             return self._one_by_one(shape, splits, corrected)
         meshes, costs = shape.stage_meshes, self._stage_costs(shape)
         num, m = len(meshes), costs.num_micro_batches
         flights = [self._in_flight(shape, i) for i in range(num)]
         tables = [self._table(shape, i, flights[i]) for i in range(num)]
         factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in meshes]
-        time = [
-            (table.forward_s + table.backward_s)[splits[:, i]] * factors[i] for i, table in enumerate(tables)
-        ]
+        time = [(table.forward_s + table.backward_s)[splits[:, i]] * factors[i] for i, table in enumerate(tables)]
         transfers = [costs.transfer_s(self._side(a), self._side(b)) for a, b in zip(meshes, meshes[1:], strict=False)]
         before = np.zeros(len(splits))
         total = np.zeros(len(splits))
@@ -87,7 +88,7 @@ class Forecast:
                 period = np.maximum(period, (time[i] + time[i + 1] + 2 * transfers[i]) / step)
                 period = np.maximum(period, transfers[i])
             left = tables[i].left_s[splits[:, i]]
-            total = np.maximum(total, m * period + before / shape.virtual_stages + left)
+            total = np.maximum(total, m * period + before + left)
             share = np.maximum(share, tables[i].memory_share[splits[:, i]])
             if i + 1 < num:
                 before = before + time[i] + 2 * transfers[i]
@@ -108,9 +109,7 @@ class Forecast:
         key = (shape.samples, shape.distributed_optimizer, shape.recompute, side, flight, stage == 0, stage == num - 1)
         if key not in self._tables:
             layers = self.problem.work.shape.layers
-            found = [
-                costs.stage(side, Work(0, n, stage == 0, stage == num - 1), flight) for n in range(layers + 1)
-            ]
+            found = [costs.stage(side, Work(0, n, stage == 0, stage == num - 1), flight) for n in range(layers + 1)]
             limit = self.problem.machine.groups[side.group].memory_bytes * self.utilization
             self._tables[key] = Table(
                 np.array([stage.forward_s for stage in found]),
@@ -123,32 +122,28 @@ class Forecast:
     # ---- few ----
 
     def candidate(self, shape: Shape, split: tuple[int, ...]) -> Candidate:
-        """The layout in the planner's words."""
-        begin, stages = 0, []
-        for i, (mesh, layers) in enumerate(zip(shape.stage_meshes, split, strict=True)):
-            stages.append((self._side(mesh), Work(begin, begin + layers, i == 0, i == len(split) - 1)))
-            begin += layers
-        return Candidate(shape.samples, tuple(stages), self._slow(shape))
+        """The layout in the planner's words; chunks of a stage have equal shares of its layers."""
+        num, virtual = len(split), shape.virtual_stages
+        ends = list(accumulate(layers // virtual for layers in split * virtual))
+        begins = [0, *ends[:-1]]
+        stages = []
+        for i, mesh in enumerate(shape.stage_meshes):
+            first, *later = (
+                Work(begins[j], ends[j], embedding=j == 0, head=j == num * virtual - 1)
+                for j in range(i, num * virtual, num)
+            )
+            stages.append((self._side(mesh), replace(first, later=tuple(later))))
+        return Candidate(shape.samples, tuple(stages), () if virtual > 1 else self._slow(shape))
 
     def look(self, shape: Shape, split: tuple[int, ...]) -> Outlook:
         """Cost and simulate one layout."""
         candidate = self.candidate(shape, split)
-        costs = self._stage_costs(shape)
-        stages = tuple(costs.stage(side, work, candidate.in_flight(i)) for i, (side, work) in enumerate(candidate.stages))
-        return outlook_of(candidate, self._pinned(shape), stages)
+        return outlook_of(candidate, self._pinned(shape), cost_stages(candidate, self._stage_costs(shape)))
 
     def simulated_s(self, shape: Shape, outlook: Outlook, corrected: Correction) -> float:
         """Seconds a step, with every stage's time corrected."""
         factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in shape.stage_meshes]
-        pipeline = outlook.pipeline
-        total_s = simulate(_scaled(pipeline, factors)).total_s
-        if shape.virtual_stages == 1:
-            return total_s
-        # The fill and drain of an interleaved schedule are shorter by the number of chunks.
-        steady_s = pipeline.num_micro_batches * max(
-            stage.time_s * factor for stage, factor in zip(outlook.stages, factors, strict=True)
-        )
-        return steady_s + (total_s - steady_s) / shape.virtual_stages
+        return run_schedule(_scaled(outlook.pipeline, factors)).total_s
 
     def memory_shares(self, shape: Shape, outlook: Outlook) -> list[float]:
         """Of what a device of each stage may hold."""
@@ -158,16 +153,14 @@ class Forecast:
             for stage, (side, _) in zip(outlook.stages, outlook.candidate.stages, strict=True)
         ]
 
-    def stage_costs_of(self, shape: Shape, split: tuple[int, ...]) -> tuple[StageCost, ...]:
-        """The cost of every stage."""
-        return self.look(shape, split).stages
-
     # ---- parts ----
 
     def _pinned(self, shape: Shape) -> Problem:
         problem = self.problems[shape.distributed_optimizer]
         sharded = shape.distributed_optimizer
-        return replace(problem, choices=replace(problem.choices, recompute=shape.recompute, distributed_optimizer=sharded))
+        return replace(
+            problem, choices=replace(problem.choices, recompute=shape.recompute, distributed_optimizer=sharded)
+        )
 
     def _stage_costs(self, shape: Shape) -> StageCosts:
         key = shape.samples, shape.distributed_optimizer, shape.recompute
@@ -195,8 +188,21 @@ class Forecast:
 
 
 def _scaled(pipeline: Pipeline, factors: list[float]) -> Pipeline:
-    return replace(
+    """With the passes of every stage longer by its factor."""
+    pairs = list(zip(pipeline.forward, pipeline.backward, factors, strict=True))
+    scaled = replace(
         pipeline,
-        forward=tuple(time * factor for time, factor in zip(pipeline.forward, factors, strict=True)),
-        backward=tuple(time * factor for time, factor in zip(pipeline.backward, factors, strict=True)),
+        forward=tuple(time * factor for time, _, factor in pairs),
+        backward=tuple(time * factor for _, time, factor in pairs),
     )
+    if not isinstance(scaled, Interleaved):
+        return scaled
+    return replace(
+        scaled,
+        chunk_forward=_chunks(scaled.chunk_forward, factors),
+        chunk_backward=_chunks(scaled.chunk_backward, factors),
+    )
+
+
+def _chunks(times: tuple[tuple[float, ...], ...], factors: list[float]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(time * factor for time in row) for row, factor in zip(times, factors, strict=True))

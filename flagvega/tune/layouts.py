@@ -133,7 +133,7 @@ def _mesh_rows(space: Space, facts: Facts, chips: tuple[str, ...]) -> list[list[
         if MESHES in space.layout:
             entries = dict(zip(DEGREES.values(), _entries(template, i), strict=True))
         else:
-            entries = {word: space.layout[name] if name in space.layout else (1,) for name, word in DEGREES.items()}
+            entries = {word: space.layout.get(name, (1,)) for name, word in DEGREES.items()}
             if "expert_tensor_parallel_size" not in space.layout:
                 entries["etp"] = (None,)
             if len(chips) > 1 and "pipeline_model_parallel_size" in space.layout:
@@ -218,9 +218,7 @@ def list_splits(space: Space, shape: Shape, num_layers: int) -> Splits:
 @cache
 def _cuts(sizes: tuple[int, ...], num_layers: int) -> Splits:
     totals = np.array(list(_compositions(sizes, num_layers)), dtype=np.int16).reshape(-1, len(sizes))
-    columns = [
-        (totals[:, i] + size - 1 - j) // size for i, size in enumerate(sizes) for j in range(size)
-    ]
+    columns = [(totals[:, i] + size - 1 - j) // size for i, size in enumerate(sizes) for j in range(size)]
     return np.stack(columns, axis=1).astype(np.int16) if len(totals) else np.zeros((0, sum(sizes)), np.int16)
 
 

@@ -78,7 +78,8 @@ class Model:
         STAGE_NOISE, priors={("chip",): CHIP_SD, ("tp",): TP_SD, ("samples",): SAMPLES_SD}
     ))  # fmt: skip
     steps: Ridge = field(default_factory=lambda: Ridge(
-        STEP_NOISE, priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD, ("choice",): CHOICE_SD}
+        STEP_NOISE,
+        priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD, ("choice",): CHOICE_SD},
     ))  # fmt: skip
 
     def stage_factor(self, mesh: MeshRequest, samples: float, boldness: float = 0.0) -> float:

@@ -66,12 +66,7 @@ class Part:
             outlook.candidate, outlook.stages, self.forecast.problem.machine, self.layout,
             shape.distributed_optimizer, pinned,
         )  # fmt: skip
-        request = replace(
-            request,
-            meshes=shape.meshes,
-            virtual_stages=shape.virtual_stages,
-            micro_batch_size=shape.micro_batch_size,
-        )
+        request = replace(request, meshes=shape.meshes)
         plan = build_plan(request, self.cluster)
         faults = [*check_plan(plan), *engine.check_plan(engine.settle(self.spec, plan), plan)]
         if cuts_across_hosts(plan):
@@ -163,7 +158,9 @@ def _order(spec: Spec, facts: Facts) -> tuple[str, ...] | None:
     order = tuple(find_chip(name).name for name in given)
     if absent := [name for name in order if name not in facts.counts]:
         where = spec.where.get("hetero_device_types", "hetero_device_types")
-        raise ConfigError(Fault(f"there is no {absent[0]} in the cluster", where, f"there is: {', '.join(facts.counts)}"))
+        raise ConfigError(
+            Fault(f"there is no {absent[0]} in the cluster", where, f"there is: {', '.join(facts.counts)}")
+        )
     return order
 
 

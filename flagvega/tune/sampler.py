@@ -16,6 +16,7 @@ from flagvega.tune.study import Trial, decode
 
 try:
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 except ModuleNotFoundError as error:
     FIX = "pip install -r requirements/tune.txt, or write algo: {name: guided}"
     raise ConfigError(Fault("optuna is not installed", "experiment.auto_tuner.algo.name", FIX)) from error
@@ -39,7 +40,7 @@ class Sampled:
     @classmethod
     def open(cls, pool: Pool, root: Path, name: str, seed: int) -> Sampled:
         """With the study in ``root``: ``optuna-dashboard <root>/optuna.log`` shows it."""
-        backend = optuna.storages.journal.JournalFileBackend(str(root / STUDY_FILE))
+        backend = JournalFileBackend(str(root / STUDY_FILE))
         return cls._make(pool, optuna.storages.JournalStorage(backend), name, seed)
 
     @classmethod
@@ -106,7 +107,7 @@ class Sampled:
         if any(each.params == dimensions and each.state.is_finished() and each.state != state.PRUNED
                for each in self.study.trials):  # fmt: skip
             return
-        distributions = {
+        distributions: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.CategoricalDistribution(values) for name, values in self._values.items()
         }
         made = optuna.trial.create_trial(

@@ -1,4 +1,4 @@
-"""Reads the space: FlagScale's names for the layout, and any engine argument, ``env.NAME`` or ``bridge.key`` beside it."""
+"""Reads the space: FlagScale's names for the layout; any engine argument, ``env.NAME`` or ``bridge.key`` beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The records of a search: one line a trial, appended and synced, so that what was measured is never lost or doubled."""
+"""The records of a search: one line a trial, appended and synced: what was measured is never lost or doubled."""
 
 from __future__ import annotations
 

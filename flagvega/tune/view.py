@@ -120,7 +120,9 @@ def summary_lines(tuner: Tuner, best: Trial, paths: Mapping[str, Path]) -> tuple
         f"best: trial {best.number}, {seconds(best.time_s or 0.0)} a step, {best.tokens_per_s or 0:,.0f} tokens/s",
         *(f"  {name}: {value}" for name, value in best.values.items()),
     ]
-    lines += [f"{len(dead)} trials died: " + ", ".join(f"{trial.number} {trial.status}" for trial in dead)] if dead else []
+    lines += (
+        [f"{len(dead)} trials died: " + ", ".join(f"{trial.number} {trial.status}" for trial in dead)] if dead else []
+    )
     lines += [f"  {name:<7} {path}" for name, path in paths.items()]
     return tuple(lines)
 

@@ -44,9 +44,7 @@ def kill_after(conf: Path, folder: Path, delay_s: float) -> bool:
     return was_alive
 
 
-@pytest.mark.parametrize(
-    "num_kills", [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
-)
+@pytest.mark.parametrize("num_kills", [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_a_killed_search_goes_on_to_the_same_best_with_no_trial_lost_or_doubled(tmp_path, num_kills):
     rng = random.Random(7)
     conf = write_search(tmp_path, SPACE, "patience: 50")

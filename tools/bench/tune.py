@@ -22,19 +22,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flagvega.actions.auto_tune import SHORT, trial_spec  # noqa: E402
-from flagvega.config.command import parse  # noqa: E402
-from flagvega.config.load import load_spec  # noqa: E402
-from flagvega.config.spec import Spec  # noqa: E402
-from flagvega.engine import engines  # noqa: E402
-from flagvega.errors import ConfigError  # noqa: E402
-from flagvega.records import Lines, write_json  # noqa: E402
-from flagvega.tune.learn import Model  # noqa: E402
-from flagvega.tune.measure import Limits, judge, read_steps  # noqa: E402
-from flagvega.tune.pool import Pool  # noqa: E402
-from flagvega.tune.question import Question, ask  # noqa: E402
-from flagvega.tune.search import Guided, Listed, Order, grid, shuffled  # noqa: E402
-from flagvega.tune.study import Trial, decode, encode  # noqa: E402
+from flagvega.actions.auto_tune import SHORT, trial_spec
+from flagvega.config.command import parse
+from flagvega.config.load import load_spec
+from flagvega.config.spec import Spec
+from flagvega.engine import engines
+from flagvega.errors import ConfigError
+from flagvega.records import Lines, write_json
+from flagvega.tune.learn import Model
+from flagvega.tune.measure import Limits, judge, read_steps
+from flagvega.tune.pool import Pool
+from flagvega.tune.question import Question, ask
+from flagvega.tune.search import Guided, Order, grid, shuffled
+from flagvega.tune.study import Trial, decode, encode
 
 GRIDS = Path(__file__).with_name("tune_grids")
 NEAR = 1.02
@@ -56,8 +56,8 @@ class Case:
         """The experiment."""
         nodes = ", ".join(f"{{chip: {chip}, devices: {count}}}" for chip, count in self.chips)
         command = parse(
-            ["--config-path", "examples/llama/conf", "--config-name", "tune", _CLUSTER.format(nodes=nodes), *self.words],
-            {}, {},
+            [*("--config-path", "examples/llama/conf", "--config-name", "tune"), _CLUSTER.format(nodes=nodes),
+             *self.words], {}, {},
         )  # fmt: skip
         return load_spec(command, lambda name: engines.get(name).keys())
 
@@ -187,9 +187,7 @@ def _follow(root: Path, pids: list[int]) -> dict[str, Any]:
             write_json(root / "stop", {"code": 0, "reason": "enough"})
             asked = True
         time.sleep(0.02)
-    events = [
-        json.loads(line) for path in (root / "events").glob("*.jsonl") for line in path.read_text().splitlines()
-    ]
+    events = [json.loads(line) for path in (root / "events").glob("*.jsonl") for line in path.read_text().splitlines()]
     measured = read_steps(rows, LIMITS.warmup_iters)
     errors = [event["error"] for event in events if event.get("error")]
     notes = sorted({event["reason"] for event in events if event["event"] == "invalid_timing"})
@@ -215,7 +213,7 @@ class Measured:
     @property
     def best_s(self) -> float:
         """Of all points."""
-        return min(row["time_s"] for row in self.points.values() if row["status"] == "ok")
+        return min(float(row["time_s"]) for row in self.points.values() if row["status"] == "ok")
 
 
 def read_grid(case: Case) -> Measured:
@@ -295,7 +293,9 @@ def main() -> None:
     given = parser.parse_args()
     cases = [case for case in CASES if given.case in (None, case.name)]
     if given.what == "replay":
-        print("| cluster | points | within 2 % | rank of first guess | guided | random | Optuna TPE | FlagScale's order |")
+        print(
+            "| cluster | points | within 2 % | rank of first guess | guided | random | Optuna TPE | FlagScale's order |"
+        )
         print("|---|---|---|---|---|---|---|---|")
     for case in cases:
         if given.what == "collect":

@@ -113,6 +113,29 @@ def test_predictions_are_those_of_action_estimate(question):
         assert pool.see(index, Model(), 0.0).predicted_s == pytest.approx(outlook.total_s, rel=1e-6)
 
 
+def test_interleaved_predictions_are_those_of_action_estimate(tuned):
+    question = ask(
+        tuned(
+            "~experiment.auto_tuner.space",
+            "experiment.auto_tuner.space={num_layers_per_virtual_pipeline_stage: [1, 2], micro_batch_size: [1, 2]}",
+            "cluster={nodes: [{chip: emu-l, devices: 4}]}", "~train.system.hetero",
+            "~train.system.pipeline_model_parallel_size",
+        ),
+        MEGATRON,
+    )  # fmt: skip
+    pool, num = Pool(question), 0
+    pool.predict(Model())
+    for index in range(pool.num_legal):
+        point, part = pool.point(index)
+        if point.shape.virtual_stages > 1:
+            plan = part.plan(point, MEGATRON)
+            outlook, _ = estimate_plan(part.spec, MEGATRON, part.cluster, plan)
+            assert plan.schedule == "interleaved"
+            assert pool.see(index, Model(), 0.0).predicted_s == pytest.approx(outlook.total_s, rel=1e-6)
+            num += 1
+    assert num > 3
+
+
 def test_a_candidate_survives_the_record(question):
     pool = Pool(question)
     for index in (0, pool.num_legal // 2, pool.num_legal - 1):

@@ -73,7 +73,8 @@ def test_flagscale_s_own_block_loads_unchanged(tuned):
         "experiment.auto_tuner.memory_model={model_name: default, gpu_memory: 60000, gpu_utilization: [0.2, 0.8]}",
         "experiment.auto_tuner.performance={name: 'elapsed time', order: ascend}",
         "experiment.auto_tuner.algo={name: grid, priority: memory}",
-        "cluster={nodes: [{chip: emu-l, devices: 4}]}", "~train.system.hetero", "~train.system.pipeline_model_parallel_size",
+        "cluster={nodes: [{chip: emu-l, devices: 4}]}", "~train.system.hetero",
+        "~train.system.pipeline_model_parallel_size",
     )  # fmt: skip
 
     question = ask(spec, MEGATRON)
