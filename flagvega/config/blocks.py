@@ -33,8 +33,6 @@ class TuneControl:
     """FlagScale's seconds between two looks at a trial: read, and not used."""
     run_best: bool = True
     """Start the best configuration when the search has ended."""
-    parallel: int = field(default=1, metadata={"minimum": 1})
-    """Trials at once, on disjoint devices, where a trial leaves room for another."""
 
 
 @dataclass(frozen=True)

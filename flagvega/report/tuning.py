@@ -182,7 +182,7 @@ def pareto_svg(good: Sequence[TrialRow]) -> str:
     top = max(row.tokens_per_s or 0.0 for row in known) * 1.08
     plane = _Plane(
         (0.0, 0.0), (max(100 * (row.memory_share or 0.0) for row in known) * 1.08, top),
-        ("memory of the fullest device, % of its limit (predicted)", "tokens per second"),
+        ("memory of the fullest device, % of its limit", "tokens per second"),
     )  # fmt: skip
     front = pareto(known)
     points = " ".join(

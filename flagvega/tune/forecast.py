@@ -145,6 +145,10 @@ class Forecast:
         factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in shape.stage_meshes]
         return run_schedule(_scaled(outlook.pipeline, factors)).total_s
 
+    def limit_bytes(self, mesh: MeshRequest) -> float:
+        """What a device of a mesh may hold."""
+        return self.problem.machine.groups[self._side(mesh).group].memory_bytes * self.utilization
+
     def memory_shares(self, shape: Shape, outlook: Outlook) -> list[float]:
         """Of what a device of each stage may hold."""
         groups = self.problem.machine.groups

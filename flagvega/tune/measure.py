@@ -41,6 +41,8 @@ class Measured:
     busy: tuple[float, ...] = ()
     """Share of the step in which each stage computes."""
     tokens_per_s: float = 0.0
+    peak_bytes: tuple[float, ...] = ()
+    """Most that a device of each stage has held, where its chip counts that."""
     loss: float | None = None
     is_finite: bool = True
 
@@ -67,11 +69,13 @@ def read_steps(rows: Sequence[Mapping[str, Any]], warmup_iters: int) -> Measured
     """The measured steps among the metrics of a trial."""
     measured = rows[warmup_iters:]
     shares = [row["busy"] for row in measured if row.get("busy")]
+    peaks = [row["peak_bytes"] for row in rows if row.get("peak_bytes")]
     losses = [row["loss"] for row in rows if row.get("loss") is not None]
     return Measured(
         tuple(float(row["iter_time_s"]) for row in measured),
         tuple(fmean(column) for column in zip(*shares, strict=True)),
         fmean([row.get("tokens_per_s", 0.0) for row in measured]) if measured else 0.0,
+        tuple(float(value or 0) for value in peaks[-1]) if peaks else (),
         losses[-1] if losses else None,
         all(math.isfinite(loss) for loss in losses),
     )

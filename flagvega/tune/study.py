@@ -44,6 +44,8 @@ class Trial:
     """By what was known when it was chosen."""
     memory_share: float | None = None
     """Predicted: of the fullest device."""
+    measured_memory_share: float | None = None
+    """Of the fullest device, as its chip counted."""
     busy: tuple[float, ...] = ()
     loss: float | None = None
     rank: int | None = None
@@ -130,7 +132,7 @@ def decode(value: Mapping[str, Any]) -> Point:
 def _csv(trials: list[Trial]) -> str:
     names = list(dict.fromkeys(name for trial in trials for name in trial.values))
     facts = ("number", "status", "time_s", "half_width_s", "tokens_per_s", "predicted_s", "corrected_s",
-             "memory_share", "took_s", "reason")  # fmt: skip
+             "memory_share", "measured_memory_share", "took_s", "reason")  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([*facts, *names])

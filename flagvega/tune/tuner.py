@@ -15,7 +15,7 @@ from flagvega.config.spec import Spec
 from flagvega.engine import Engine
 from flagvega.errors import ConfigError, Fault, NoPlanError
 from flagvega.layout.plan import Plan
-from flagvega.tune.measure import Limits
+from flagvega.tune.measure import Limits, Measured
 from flagvega.tune.pool import Pool, Seen
 from flagvega.tune.question import Part, Question
 from flagvega.tune.search import Guided, Order, replay
@@ -193,6 +193,7 @@ def _record(number: int, key: str, seen: Seen, outcome: Outcome, started: float)
         predicted_s=seen.predicted_s,
         corrected_s=seen.corrected_s,
         memory_share=seen.memory_share,
+        measured_memory_share=_measured_share(seen, measured) if measured else None,
         busy=measured.busy if measured else (),
         loss=measured.loss if measured and measured.is_finite else None,
         rank=outcome.rank,
@@ -200,6 +201,17 @@ def _record(number: int, key: str, seen: Seen, outcome: Outcome, started: float)
         took_s=outcome.took_s,
         notes=outcome.notes,
     )
+
+
+def _measured_share(seen: Seen, measured: Measured) -> float | None:
+    """Of the fullest device's memory."""
+    shape, forecast = seen.point.shape, seen.part.forecast
+    if shape is None or forecast is None or len(measured.peak_bytes) != len(shape.stage_meshes):
+        return None
+    shares = [
+        peak / forecast.limit_bytes(mesh) for peak, mesh in zip(measured.peak_bytes, shape.stage_meshes, strict=True)
+    ]
+    return max(shares) or None
 
 
 def _plain(value: Any) -> Any:

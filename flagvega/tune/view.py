@@ -133,7 +133,7 @@ def tune_page(name: str, question: Question, tuner: Tuner) -> str:
     rows = [
         TrialRow(
             trial.number, trial.status, trial.reason, trial.values, trial.time_s, trial.half_width_s,
-            trial.tokens_per_s, trial.predicted_s, trial.corrected_s, trial.memory_share,
+            trial.tokens_per_s, trial.predicted_s, trial.corrected_s, trial.measured_memory_share or trial.memory_share,
             best is not None and trial.number == best.number,
         )
         for trial in tuner.trials
