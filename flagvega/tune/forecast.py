@@ -23,8 +23,15 @@ from flagvega.tune.layouts import Splits
 from flagvega.tune.shape import Shape, degrees_of
 
 Floats = NDArray[np.float64]
-Correction = Callable[[MeshRequest, float], float]
-"""By what the time of a stage is to be multiplied: of its mesh, and its samples of a rank."""
+Correction = Callable[[MeshRequest, float, float], float]
+"""By what the time of a stage is to be multiplied: of its mesh, its samples of a rank, and the share of its time that
+is the model's head. The logarithm is linear in that share."""
+
+
+def uncorrected(_mesh: MeshRequest, _samples: float, _head: float) -> float:
+    """As the planner predicts."""
+    return 1.0
+
 
 SLACK = 1.05
 """A stage may be predicted to need this many times the memory it may have: the prediction is not that exact."""
@@ -75,8 +82,14 @@ class Forecast:
         num, m = len(meshes), costs.num_micro_batches
         flights = [self._in_flight(shape, i) for i in range(num)]
         tables = [self._table(shape, i, flights[i]) for i in range(num)]
-        factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in meshes]
-        time = [(table.forward_s + table.backward_s)[splits[:, i]] * factors[i] for i, table in enumerate(tables)]
+        time = [(table.forward_s + table.backward_s)[splits[:, i]] for i, table in enumerate(tables)]
+        for i, mesh in enumerate(meshes):
+            samples = shape.samples / (mesh.dp or 1)
+            plain = corrected(mesh, samples, 0.0)
+            if i == num - 1:
+                head = self._head_s(shape) / np.maximum(time[i], 1e-12)
+                plain = plain * (corrected(mesh, samples, 1.0) / plain) ** head
+            time[i] = time[i] * plain
         transfers = [costs.transfer_s(self._side(a), self._side(b)) for a, b in zip(meshes, meshes[1:], strict=False)]
         before = np.zeros(len(splits))
         total = np.zeros(len(splits))
@@ -142,8 +155,22 @@ class Forecast:
 
     def simulated_s(self, shape: Shape, outlook: Outlook, corrected: Correction) -> float:
         """Seconds a step, with every stage's time corrected."""
-        factors = [corrected(mesh, shape.samples / (mesh.dp or 1)) for mesh in shape.stage_meshes]
+        heads = self.head_shares(shape, outlook)
+        factors = [
+            corrected(mesh, shape.samples / (mesh.dp or 1), head)
+            for mesh, head in zip(shape.stage_meshes, heads, strict=True)
+        ]
         return run_schedule(_scaled(outlook.pipeline, factors)).total_s
+
+    def head_shares(self, shape: Shape, outlook: Outlook) -> list[float]:
+        """Of the time of each stage, what is the model's head: none but in the last."""
+        last = outlook.stages[-1].time_s
+        return [0.0] * (len(outlook.stages) - 1) + [self._head_s(shape) / last if last else 0.0]
+
+    def _head_s(self, shape: Shape) -> float:
+        """Of one micro-batch, both passes."""
+        forward_s, backward_s, _ = self._stage_costs(shape).parts(self._side(shape.meshes[-1])).kinds["head"]
+        return forward_s + backward_s
 
     def limit_bytes(self, mesh: MeshRequest) -> float:
         """What a device of a mesh may hold."""

@@ -18,7 +18,7 @@ from flagvega.tune.shape import Settings, Shape, recompute_words
 
 Features = Mapping[tuple[Any, ...], float]
 
-CHIP_SD, TP_SD, SAMPLES_SD, STAGE_NOISE = 0.5, 0.15, 0.15, 0.05
+CHIP_SD, TP_SD, SAMPLES_SD, HEAD_SD, STAGE_NOISE = 0.5, 0.15, 0.15, 0.3, 0.05
 STEP_SD, SHAPE_SD, SETTING_SD, STEP_NOISE = 0.2, 0.05, 0.1, 0.02
 UNKNOWN_SD, CHOICE_SD = 5.0, 0.7
 """Of a step that nothing predicts, and of what a choice may change it by."""
@@ -75,37 +75,43 @@ class Model:
     """The corrections."""
 
     stages: Ridge = field(default_factory=lambda: Ridge(
-        STAGE_NOISE, priors={("chip",): CHIP_SD, ("tp",): TP_SD, ("samples",): SAMPLES_SD}
+        STAGE_NOISE, priors={("chip",): CHIP_SD, ("tp",): TP_SD, ("samples",): SAMPLES_SD, ("head",): HEAD_SD}
     ))  # fmt: skip
     steps: Ridge = field(default_factory=lambda: Ridge(
         STEP_NOISE,
         priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD, ("choice",): CHOICE_SD},
     ))  # fmt: skip
 
-    def stage_factor(self, mesh: MeshRequest, samples: float, boldness: float = 0.0) -> float:
+    def stage_factor(self, mesh: MeshRequest, samples: float, head: float, boldness: float = 0.0) -> float:
         """By what the time of a mesh's stages is to be multiplied, less so many deviations."""
-        mean, deviation = self.stages.predict(stage_features(mesh, samples))
+        mean, deviation = self.stages.predict(stage_features(mesh, samples, head))
         return exp(mean - boldness * deviation)
 
     def step_factor(self, features: Features) -> tuple[float, float]:
         """(logarithm of what the rest of the step is to be multiplied by, its standard deviation)."""
         return self.steps.predict(features)
 
-    def learn_stages(self, shape: Shape, computed_s: Sequence[float], predicted_s: Sequence[float]) -> None:
+    def learn_stages(self, shape: Shape, heads: Sequence[float], computed_s: Sequence[float],
+                     predicted_s: Sequence[float]) -> None:  # fmt: skip
         """Seconds that each stage computed in a step, and what was predicted without any correction."""
-        for mesh, measured, predicted in zip(shape.stage_meshes, computed_s, predicted_s, strict=True):
+        for mesh, head, measured, predicted in zip(shape.stage_meshes, heads, computed_s, predicted_s, strict=True):
             if measured > 0 and predicted > 0:
-                self.stages.add(stage_features(mesh, shape.samples / (mesh.dp or 1)), log(measured / predicted))
+                self.stages.add(stage_features(mesh, shape.samples / (mesh.dp or 1), head), log(measured / predicted))
 
     def learn_step(self, features: Features, measured_s: float, predicted_s: float) -> None:
         """Seconds of a step, and what was predicted with the stages' corrections."""
         self.steps.add(features, log(measured_s / predicted_s))
 
 
-def stage_features(mesh: MeshRequest, samples: float) -> Features:
-    """What the time of a stage may depend on beside its prediction."""
+def stage_features(mesh: MeshRequest, samples: float, head: float) -> Features:
+    """What the time of a stage may depend on beside its prediction; ``head`` is the share of it that is the head."""
     chip = str(mesh.chip)
-    return {("chip", chip): 1.0, ("tp", chip): log2(mesh.tp), ("samples", chip): log2(max(samples, 1e-9))}
+    return {
+        ("chip", chip): 1.0,
+        ("tp", chip): log2(mesh.tp),
+        ("samples", chip): log2(max(samples, 1e-9)),
+        ("head", chip): head,
+    }
 
 
 def step_features(settings: Settings, shape: Shape | None) -> Features:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagvega.layout.request import MeshRequest
 from flagvega.plan.explain import Outlook
-from flagvega.tune.forecast import SLACK, Correction, Floats
+from flagvega.tune.forecast import SLACK, Correction, Floats, uncorrected
 from flagvega.tune.layouts import Splits, list_splits
 from flagvega.tune.learn import Model, step_features
 from flagvega.tune.question import Part, Question
@@ -148,13 +149,10 @@ class Pool:
 
 def _factors(model: Model, boldness: float) -> Correction:
     """The corrections of stages, each worked out once."""
-    found: dict[tuple[MeshRequest, float], float] = {}
 
-    def factor(mesh: MeshRequest, samples: float) -> float:
-        key = mesh, samples
-        if key not in found:
-            found[key] = model.stage_factor(mesh, samples, boldness)
-        return found[key]
+    @cache
+    def factor(mesh: MeshRequest, samples: float, head: float) -> float:
+        return model.stage_factor(mesh, samples, head, boldness)
 
     return factor
 
@@ -163,4 +161,4 @@ def plain_s(part: Part, point: Point, outlook: Outlook) -> float:
     """What the planner alone predicts: what `action=estimate` says of the plan."""
     assert point.shape is not None
     assert part.forecast is not None
-    return part.forecast.simulated_s(point.shape, outlook, lambda mesh, samples: 1.0) * part.scale
+    return part.forecast.simulated_s(point.shape, outlook, uncorrected) * part.scale

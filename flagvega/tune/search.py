@@ -134,7 +134,8 @@ def teach(model: Model, seen: Seen, trial: Trial) -> None:
     m = outlook.pipeline.num_micro_batches
     if len(trial.busy) == len(outlook.stages):
         predicted = [m * stage.time_s + stage.optimizer_s for stage in outlook.stages]
-        model.learn_stages(point.shape, [share * step_s for share in trial.busy], predicted)
+        heads = forecast.head_shares(point.shape, outlook)
+        model.learn_stages(point.shape, heads, [share * step_s for share in trial.busy], predicted)
     staged_s = forecast.simulated_s(point.shape, outlook, model.stage_factor)
     model.learn_step(features, step_s, staged_s)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -302,8 +301,7 @@ def main() -> None:
             collect(case, given.minutes)
         elif given.what == "count":
             print(case.name, Pool(ask(case.spec(), engines.get("megatron"))).num_legal)
-        else:
-            random.seed(0)
+        elif (GRIDS / f"{case.name}.json").exists():
             show(case, given.seeds)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from flagvega.engine import engines
 from flagvega.plan.planner import estimate_plan
+from flagvega.tune.forecast import uncorrected
 from flagvega.tune.learn import Model
 from flagvega.tune.pool import Pool
 from flagvega.tune.question import Question, ask
@@ -25,14 +26,14 @@ def question(tuned) -> Question:
 
 
 def truth(seed: int):
-    """A world in which chips are not what their data sheets say, and tp costs more."""
+    """A world in which chips are not what their data sheets say, tp costs more, and so may the head."""
     rng = random.Random(seed)
     chips = {chip: rng.uniform(0.5, 2.5) for chip in ("emu-s", "emu-m", "emu-l")}
     tp_cost = {chip: rng.uniform(1.0, 1.4) for chip in chips}
-    small = rng.uniform(0.85, 1.0)
+    small, heads = rng.uniform(0.85, 1.0), rng.uniform(0.6, 1.6)
 
-    def factor(mesh, samples):
-        return chips[mesh.chip] * tp_cost[mesh.chip] ** log2(mesh.tp) * small ** log2(samples)
+    def factor(mesh, samples, head):
+        return chips[mesh.chip] * tp_cost[mesh.chip] ** log2(mesh.tp) * small ** log2(samples) * heads**head
 
     return factor
 
@@ -42,9 +43,10 @@ def measure(seen, factor, noise, rng) -> Trial:
     outlook = forecast.look(shape, seen.point.split)
     time_s = forecast.simulated_s(shape, outlook, factor) * rng.lognormvariate(0, noise)
     m = outlook.pipeline.num_micro_batches
+    shares = forecast.head_shares(shape, outlook)
     busy = tuple(
-        m * stage.time_s * factor(mesh, shape.samples / mesh.dp) / time_s
-        for mesh, stage in zip(shape.stage_meshes, outlook.stages, strict=True)
+        m * stage.time_s * factor(mesh, shape.samples / mesh.dp, head) / time_s
+        for mesh, stage, head in zip(shape.stage_meshes, outlook.stages, shares, strict=True)
     )
     return Trial(1, seen.point.key, encode(seen.point), {}, "ok", time_s=time_s, busy=busy)
 
@@ -98,7 +100,7 @@ def test_the_time_of_many_layouts_at_once_is_a_bound_of_the_simulation_and_near_
     for index in rng.sample(range(pool.num_legal), 60):
         point, _ = pool.point(index)
         outlook = part.forecast.look(point.shape, point.split)
-        ratios.append(pool.times[index] / part.forecast.simulated_s(point.shape, outlook, lambda mesh, samples: 1.0))
+        ratios.append(pool.times[index] / part.forecast.simulated_s(point.shape, outlook, uncorrected))
 
     assert max(ratios) < 1.02
     assert np.median(ratios) > 0.97
