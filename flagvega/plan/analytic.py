@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from flagvega.model.work import Work, backward, embedding_work, head_work, layer_work
+from flagvega.model.pieces import Piece, Rank, embedding_pieces, head_pieces, layer_pieces
 from flagvega.model.workload import Workload
 from flagvega.plan.calibration import Calibration, calibration
 from flagvega.plan.costs import Degrees, Kind, Side
-from flagvega.plan.machine import Group, Link, Machine
+from flagvega.plan.machine import Link, Machine
 
-LAUNCH_S = 20e-6
-"""Start-up of one layer's kernels beyond what hides behind the products."""
 OPTIMIZER_BYTES = 28.0
 """Adam reads and writes weight, gradient and two moments in fp32."""
+GRADIENT_PASSES = 2.0
+"""Over all gradients of a rank: one sets them to zero, one takes their norm."""
 HIDDEN_REDUCTION = 0.8
 """Share of the last backward pass behind which an overlapped reduction hides."""
 
@@ -43,13 +43,17 @@ class AnalyticCosts:
         self._layers = {("experts" if has_experts else "dense"): layer for has_experts, layer in kinds.items()}
 
     def forward_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
-        """Roofline of the products plus the collectives that wait for them."""
-        computing_s = self._compute_s(group, kind, degrees, self._work(kind, degrees, samples))
+        """Products, passes over memory, and the collectives that wait for them."""
+        computing_s = self.constants.launch_s + sum(
+            self._piece_s(group, piece) for piece in self._pieces(kind, degrees, samples)
+        )
         return computing_s + self._collectives_s(group, kind, degrees, samples)
 
     def backward_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
-        """Twice the products, and the collectives once more."""
-        computing_s = self._compute_s(group, kind, degrees, backward(self._work(kind, degrees, samples)))
+        """Twice the products, of attention more, and the collectives once more."""
+        computing_s = 2 * self.constants.launch_s + sum(
+            piece.backward * self._piece_s(group, piece) for piece in self._pieces(kind, degrees, samples)
+        )
         return computing_s + self._collectives_s(group, kind, degrees, samples)
 
     def transfer_s(self, sender: Side, receiver: Side, samples: int) -> float:
@@ -80,8 +84,9 @@ class AnalyticCosts:
         """Bound by memory bandwidth; a sharded one gathers the new weights."""
         sharded = self.distributed_optimizer
         replicas, expert_replicas = degrees.replicas if sharded else (1, 1)
-        updating_s = OPTIMIZER_BYTES * (dense / replicas + experts / expert_replicas)
-        updating_s /= self.machine.groups[group].memory_bytes_per_s
+        passed = OPTIMIZER_BYTES * (dense / replicas + experts / expert_replicas)
+        passed += GRADIENT_PASSES * self.work.gradient_bytes * (dense + experts)
+        updating_s = passed / (self.constants.memory_share * self.machine.groups[group].memory_bytes_per_s)
         return updating_s + self.gathering_s(group, degrees, dense, experts)
 
     def gathering_s(self, group: int, degrees: Degrees, dense: float, experts: float) -> float:
@@ -90,7 +95,8 @@ class AnalyticCosts:
             return 0.0
         replicas, expert_replicas = degrees.replicas
         link, size = self._replica_link(group, degrees), self.work.element_bytes
-        return _ring_s(link, dense * size, replicas) + _ring_s(link, experts * size, expert_replicas)
+        total_s = _ring_s(link, dense * size, replicas) + _ring_s(link, experts * size, expert_replicas)
+        return total_s / self.constants.link_share
 
     def on(self, machine: Machine) -> AnalyticCosts:
         """The same constants on another machine."""
@@ -108,7 +114,7 @@ class AnalyticCosts:
     def _reduce_s(self, link: Link, parameters: float, replicas: int) -> float:
         """All-reduce, or reduce-scatter where the optimizer is sharded and gathers later."""
         once_s = _ring_s(link, parameters * self.work.gradient_bytes, replicas)
-        return once_s if self.distributed_optimizer else 2 * once_s
+        return (once_s if self.distributed_optimizer else 2 * once_s) / self.constants.link_share
 
     def _replica_link(self, group: int, degrees: Degrees) -> Link:
         """Over several nodes each of ``tp`` rings has its share of all network ports of a node."""
@@ -118,24 +124,36 @@ class AnalyticCosts:
         ports = max(1, its.node_size // degrees.tp)
         return Link(its.network.latency_s, min(its.link.bytes_per_s, ports * its.network.bytes_per_s))
 
-    def _work(self, kind: Kind, degrees: Degrees, samples: int) -> Work:
-        work, shape = self.work, self.work.shape
-        size = work.element_bytes
-        if kind == "embedding":
-            return embedding_work(shape, work.seq, samples, cp=degrees.cp, element_bytes=size)
-        if kind == "head":
-            return head_work(shape, work.seq, samples, tp=degrees.tp, cp=degrees.cp, element_bytes=size)
-        layer = self._layers[kind]
-        return layer_work(shape, layer, work.seq, samples, tp=degrees.tp, cp=degrees.cp, ep=degrees.ep,
-                          element_bytes=size)  # fmt: skip
+    def _exchange_s(self, group: int, degrees: Degrees, num_bytes: float) -> float:
+        """All to all among ranks that share experts; they are neighbours, each with its own network port."""
+        its = self.machine.groups[group]
+        near = min(degrees.ep, max(1, its.node_size // degrees.tp))
+        within_s = its.link.duration_s(num_bytes * (near - 1) / degrees.ep)
+        if near == degrees.ep:
+            return within_s
+        return max(within_s, its.network.duration_s(num_bytes * (degrees.ep - near) / degrees.ep))
 
-    def _compute_s(self, group: int, kind: Kind, degrees: Degrees, work: Work) -> float:
-        its: Group = self.machine.groups[group]
-        width = self.work.shape.hidden / degrees.tp
-        constants = self.constants
-        efficiency = constants.efficiency_of(its.chip, self.work.dtype) * width / (width + constants.half_width)
-        products_s = work.flops / (its.flops_per_s * efficiency)
-        return max(products_s, work.num_bytes / its.memory_bytes_per_s) + LAUNCH_S
+    def _pieces(self, kind: Kind, degrees: Degrees, samples: int) -> list[Piece]:
+        work, shape = self.work, self.work.shape
+        cut = degrees.tp if degrees.sp else 1
+        rank = Rank(samples * work.seq / degrees.cp, degrees.tp, degrees.ep, degrees.etp, cut)
+        if kind == "embedding":
+            return embedding_pieces(shape, rank, work.element_bytes)
+        if kind == "head":
+            return head_pieces(shape, rank, work.kernels, work.element_bytes)
+        return layer_pieces(shape, self._layers[kind], work.seq, rank, work.kernels, work.element_bytes)
+
+    def _piece_s(self, group: int, piece: Piece) -> float:
+        """Forward of one piece: the longer of its products and reading its weights, then its passes over memory."""
+        its, constants = self.machine.groups[group], self.constants
+        half_width = constants.expert_half_width if piece.kind == "experts" else constants.half_width
+        rate = constants.efficiency_of(its.chip, self.work.dtype) / (1 + half_width / piece.width)
+        if piece.kind == "attention":
+            rate *= constants.attention_of(its.chip, self.work.dtype)
+        products_s = piece.flops / (its.flops_per_s * rate)
+        return max(products_s, piece.operand_bytes / its.memory_bytes_per_s) + (
+            piece.passed_bytes / (constants.memory_share * its.memory_bytes_per_s)
+        )
 
     def _collectives_s(self, group: int, kind: Kind, degrees: Degrees, samples: int) -> float:
         """Of one pass through one layer: tp gathers and scatters twice, cp passes keys on, ep sends tokens around."""
@@ -151,7 +169,7 @@ class AnalyticCosts:
             total_s += (degrees.cp - 1) * link.duration_s(2 * tokens * shape.kv_width / degrees.tp * size)
         if kind == "experts" and degrees.ep > 1 and shape.experts is not None:
             sent = tokens / degrees.tp * shape.experts.topk * shape.hidden * size
-            total_s += 2 * _ring_s(self._replica_link(group, degrees), sent, degrees.ep)
+            total_s += 2 * self._exchange_s(group, degrees, sent)
         return total_s / self.constants.link_share
 
 

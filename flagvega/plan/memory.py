@@ -1,12 +1,13 @@
 """Bytes that one device of a stage holds, item by item. Arithmetic on the model's shape; nothing is measured.
 
-Activations count what a layer saves for its backward pass with an attention that keeps no scores
-(Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198,
-without the terms of dropout and softmax).
+Activations count what a layer saves for its backward pass (Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models", arXiv 2205.05198, without dropout), as the engine's kernels do
+(:class:`flagvega.model.workload.Kernels`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from flagvega.model.parameters import layer_parameters
@@ -59,8 +60,7 @@ def held(work: Workload, kind: Kind, degrees: Degrees, samples: int) -> Held:
     if kind == "embedding":
         return Held(dense, experts, 0.0, 0.0)
     if kind == "head":
-        logits = tokens * work.shape.vocab / degrees.tp
-        return Held(dense, experts, 2 * entry, 2 * entry, logits * (work.element_bytes + 8))
+        return Held(dense, experts, 2 * entry, 2 * entry, _loss_bytes(work, degrees, tokens))
     activation = tokens * _saved_elements(work, kind, degrees, sequence_cut) * work.element_bytes
     return Held(dense, experts, activation, entry)
 
@@ -89,19 +89,101 @@ def parameter_bytes(work: Workload, degrees: Degrees, dense: float, experts: flo
     return total * work.element_bytes, total * work.gradient_bytes, state * work.optimizer_bytes
 
 
+def _loss_bytes(work: Workload, degrees: Degrees, tokens: float) -> float:
+    """What the loss needs beside what is saved: logits in fp32 and once more as their softmax, or itself alone.
+
+    Where it overwrites its logits, they are there while the last layer's MLP goes backward.
+    """
+    shape, size = work.shape, work.element_bytes
+    logits = tokens * shape.vocab / degrees.tp
+    if not work.kernels.fused:
+        return logits * (size + 8)
+    gathered = 2 * tokens * shape.hidden if degrees.sp else 0.0
+    return size * (logits + tokens * shape.ffn / degrees.tp + gathered)
+
+
+def pass_bytes(work: Workload, kind: Kind, degrees: Degrees, samples: int) -> float:
+    """Bytes that the passes of a part need at once beside what the part saves, which has been measured.
+
+    Of a layer: gradients of the MLP's branches, and of their product, as long as its saved activations are there.
+    Of the head: its logits as they were before they became the loss's fp32.
+    """
+    shape, size = work.shape, work.element_bytes
+    tokens = samples * work.seq / degrees.cp
+    if kind == "embedding":
+        return 0.0
+    if kind == "head":
+        return 0.0 if work.dtype == "fp32" else size * tokens * shape.vocab / degrees.tp
+    branches = 2 if shape.gated else 1
+    gradients = branches + 1 if work.kernels.fused else 2 * branches + 1
+    if kind == "experts" and shape.experts is not None:
+        its = shape.experts
+        return size * tokens * gradients * (its.topk * its.ffn / degrees.etp + its.shared_ffn / degrees.tp)
+    return size * tokens * gradients * shape.ffn / degrees.tp
+
+
+def unused_gradient_bytes(work: Workload, kinds: Collection[Kind], degrees: Degrees) -> float:
+    """One unused gradient for every shape of weight, where the kernels fuse adding gradients up and keep them."""
+    if not work.kernels.fused:
+        return 0.0
+    shape, found = work.shape, 0.0
+    branches = 2 if shape.gated else 1
+    layer = {kind: next(i for i in range(shape.layers) if shape.has_experts(i) == (kind == "experts"))
+             for kind in kinds if kind in ("dense", "experts")}  # fmt: skip
+    if layer:
+        found += layer_parameters(shape, min(layer.values())).attention / degrees.tp
+    if "dense" in kinds:
+        found += (branches + 1) * shape.hidden * shape.ffn / degrees.tp
+    if "experts" in kinds and shape.experts is not None:
+        its = shape.experts
+        found += (branches + 1) * shape.hidden * (its.ffn / degrees.etp + its.shared_ffn / degrees.tp)
+    if "head" in kinds:
+        found += shape.vocab * shape.hidden / degrees.tp
+    return found * work.element_bytes
+
+
 def _saved_elements(work: Workload, kind: Kind, degrees: Degrees, sequence_cut: int) -> float:
     """Elements per token that one layer saves on one rank.
 
     Inputs of both norms and of both column-parallel products are cut over the sequence (where it is), the rest
-    over tp: queries, keys and values before and after rotation, the attention's output, the branches of the MLP.
+    over tp: what attention saves and the branches of the MLP.
     """
-    shape = work.shape
+    shape, fused = work.shape, work.kernels.fused
     branches = 2 if shape.gated else 1
-    attention = 3 * shape.query_width + 4 * shape.kv_width
+    whole, cut = _saved_by_attention(work, degrees)
     if kind == "dense" or shape.experts is None:
-        inner = attention + (branches + 1) * shape.ffn
-        return 4 * shape.hidden / sequence_cut + inner / degrees.tp
+        return (4 * shape.hidden + whole) / sequence_cut + (cut + (branches + 1) * shape.ffn) / degrees.tp
     experts = shape.experts
-    routed = experts.topk * (2 * shape.hidden + (branches + 1) * experts.ffn / degrees.etp * degrees.tp)
+    routed = experts.topk * (
+        (1 if fused else 2) * shape.hidden + (branches + 1) * experts.ffn / degrees.etp * degrees.tp
+    )
     shared = (branches + 1) * experts.shared_ffn
-    return (4 * shape.hidden) / sequence_cut + (attention + routed + shared) / degrees.tp + experts.num
+    return (4 * shape.hidden + whole) / sequence_cut + (cut + routed + shared) / degrees.tp + experts.num
+
+
+def _saved_by_attention(work: Workload, degrees: Degrees) -> tuple[float, float]:
+    """Elements per token that every rank of tp saves, and that they share: queries, keys, values and the output.
+
+    Rotation, where there is any, keeps what it is given too, unless it is fused. Exchanging heads for sequence keeps
+    the output twice.
+    """
+    shape, kernels = work.shape, work.kernels
+    latent = shape.latent
+    if latent is None:
+        query, key, value, whole = shape.query_width, shape.kv_width, shape.kv_width, 0.0
+        output, given = query, query + key + value
+    else:
+        query = key = shape.heads * (latent.qk_nope_dim + latent.qk_rope_dim)
+        value = output = shape.heads * latent.v_dim
+        whole = 2.0 * ((latent.q_rank or 0) + latent.kv_rank) + latent.qk_rope_dim
+        given = query + shape.heads * (latent.qk_nope_dim + latent.v_dim)
+    cut = float(query + key + value + output)
+    if kernels.fused:
+        cut += output if degrees.cp > 1 else 0.0
+    elif not shape.positions:
+        cut += given
+    if kernels.keeps_scores and not kernels.repeats_attention:
+        cut += shape.heads * work.seq
+    elif kernels.fused:
+        cut += shape.heads * 4 / work.element_bytes
+    return whole, cut

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
+from math import ceil
 
 from flagvega.layout.plan import Recompute
 from flagvega.model.shape import ModelShape
 from flagvega.model.workload import Workload
 from flagvega.plan.costs import Costs, Kind, Side
 from flagvega.plan.machine import Machine
-from flagvega.plan.memory import CONTEXT_SHARE, Held, Memory, held, parameter_bytes
+from flagvega.plan.memory import CONTEXT_SHARE, Held, Memory, held, parameter_bytes, pass_bytes, unused_gradient_bytes
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ class StageCosts:
         return layer_kinds(self.work.shape)
 
     @cached_property
+    def _together(self) -> int:
+        """Layers that are computed again in one go, from one saved input."""
+        uniform = [part.num_layers or 1 for part in self.pinned or () if part.method == "uniform"]
+        return max(uniform, default=1)
+
+    @cached_property
     def _alike(self) -> bool:
         """Whether it does not matter which layers a stage has, only how many."""
         return self.relaxed or len(set(self.layer_kinds)) == 1
@@ -127,6 +134,14 @@ class StageCosts:
         if key not in self._stages:
             self._stages[key] = self._stage(*key)
         return self._stages[key]
+
+    def extremes(self, side: Side, work: Work) -> tuple[StageCost, StageCost]:
+        """A stage with one micro-batch: with the least that may be computed again, and with the most."""
+        if self.pinned is not None:
+            only = self._with_recompute(side, work, 1, pinned_layers(self.pinned, work.num_layers))
+            return only, only
+        least = self._with_recompute(side, work, 1, 0)
+        return least, self._with_recompute(side, work, 1, work.num_layers) if work.num_layers else least
 
     def normal(self, work: Work) -> Work:
         """One of all works that cost the same."""
@@ -147,9 +162,11 @@ class StageCosts:
         return stage.memory.total <= self.machine.groups[side.group].memory_bytes
 
     def transfer_s(self, sender: Side, receiver: Side) -> float:
-        """One way over a boundary."""
+        """One way over a boundary, the mean of both: only their sum counts, as all go there and back."""
         if (sender, receiver) not in self._transfers:
-            self._transfers[sender, receiver] = self.costs.transfer_s(sender, receiver, self.samples)
+            there_s = self.costs.transfer_s(sender, receiver, self.samples)
+            back_s = self.costs.transfer_s(receiver, sender, self.samples)
+            self._transfers[sender, receiver] = (there_s + back_s) / 2
         return self._transfers[sender, receiver]
 
     def parts(self, side: Side) -> Parts:
@@ -185,8 +202,12 @@ class StageCosts:
         backward_s = parts.backward[end] - parts.backward[begin] + again_s
         dense = parts.dense[end] - parts.dense[begin]
         experts = parts.experts[end] - parts.experts[begin]
-        saved = parts.entry[middle] - parts.entry[begin] + parts.activation[end] - parts.activation[middle]
-        workspace = max((parts.kinds[kind][2].activation for kind in self.layer_kinds[begin:middle]), default=0.0)
+        together = min(self._together, max(1, recomputed))
+        entries = (parts.entry[middle] - parts.entry[begin]) / max(1, recomputed) * ceil(recomputed / together)
+        saved = entries + parts.activation[end] - parts.activation[middle]
+        again = max((parts.kinds[kind][2].activation for kind in self.layer_kinds[begin:middle]), default=0.0)
+        passing = max((parts.kinds[kind][2].workspace for kind in self.layer_kinds[begin:end]), default=0.0)
+        workspace = max(together * again, passing)
         for kind in self._ends(work):
             part_forward_s, part_backward_s, its = parts.kinds[kind]
             forward_s, backward_s = forward_s + part_forward_s, backward_s + part_backward_s
@@ -196,6 +217,8 @@ class StageCosts:
         weights, gradients, optimizer = parameter_bytes(
             self.work, side.degrees, dense, experts, self.distributed_optimizer
         )
+        kinds = {*self.layer_kinds[begin:end], *self._ends(work)}
+        unused = 0.0 if self.relaxed else unused_gradient_bytes(self.work, kinds, side.degrees)
         context = CONTEXT_SHARE * self.machine.groups[side.group].memory_bytes
         return StageCost(
             forward_s,
@@ -203,7 +226,7 @@ class StageCosts:
             self.costs.reduction_s(side.group, side.degrees, dense, experts, backward_s),
             self.costs.optimizer_s(side.group, side.degrees, dense, experts),
             recomputed,
-            Memory(weights, gradients, optimizer, in_flight * saved, workspace, context),
+            Memory(weights, gradients, optimizer, in_flight * saved, workspace + unused, context),
         )
 
     def _ends(self, work: Work) -> list[Kind]:
@@ -216,8 +239,7 @@ class StageCosts:
         saved = self.costs.activation_bytes(side.group, kind, side.degrees, samples)
         if saved is None:
             return its
-        beyond = max(0.0, its.activation + its.workspace - saved) if its.workspace else 0.0
-        return replace(its, activation=saved, workspace=beyond)
+        return replace(its, activation=saved, workspace=pass_bytes(self.work, kind, side.degrees, samples))
 
     def _make_parts(self, side: Side) -> Parts:
         samples = self.samples // side.degrees.dp
@@ -256,7 +278,7 @@ def _least(parts: list[tuple[float, float, Held]]) -> tuple[float, float, Held]:
 
 
 def pinned_layers(pinned: tuple[Recompute, ...], num_layers: int) -> int:
-    """Layers that a given recompute repeats at most; attention alone keeps no scores and counts as none."""
+    """Layers that a given recompute repeats at most; attention alone is the kernels' business and counts as none."""
     full = [part for part in pinned if part.granularity == "full"]
     if any(part.method == "uniform" for part in full):
         return num_layers
