@@ -17,8 +17,8 @@ from flagvega.model.workload import Offer, Workload
 from flagvega.registry import Registry
 
 
-class Engine(Protocol):
-    """The control side of an engine: pure functions of the spec, no torch."""
+class Backend(Protocol):
+    """What every engine offers, whether it trains or serves: pure functions of the spec, no torch."""
 
     name: str
 
@@ -30,6 +30,10 @@ class Engine(Protocol):
 
     def check_host(self) -> Sequence[Fault]:
         """What this host lacks to run the engine, or has in the wrong version; not asked by a dry run."""
+
+
+class Engine(Backend, Protocol):
+    """The control side of an engine that trains."""
 
     def check_files(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the files that the run reads on this host; not asked by a dry run, which may be elsewhere."""

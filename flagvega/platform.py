@@ -60,6 +60,33 @@ class FoundDevice:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Arguments of a serving engine that a chip's build of it does not take."""
+
+    when: Mapping[str, Any]
+    """Argument -> a value, a list of values, or ``many`` (more than 1): refused where all of them hold."""
+    reason: str
+    """The engine's own words, where it has some."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a vendor's chips run a serving engine: the build, and what it needs."""
+
+    engine: str
+    package: str
+    """The Python package that brings the engine to the chip: a build of it, or a plug-in."""
+    version: str
+    """Of that package: the one that we know."""
+    env: Mapping[str, str]
+    head_dims: tuple[int, ...] = ()
+    """Widths of an attention head that it computes; empty: all, or unknown."""
+    refused: tuple[Refusal, ...] = ()
+    note: str = ""
+    tested: bool = False
+
+
+@dataclass(frozen=True)
 class Telemetry:
     """One reading of a device; None where the vendor's tool does not say."""
 
@@ -93,6 +120,15 @@ class Platform(ABC):
     def env(self, chip: str, local: int, num_local: int) -> Mapping[str, str]:
         """Environment that a rank on the ``local``-th device of this host needs."""
         return {}
+
+    def serving(self, engine: str) -> Serving | None:
+        """How the vendor's chips run a serving engine, from the ``serve.yaml`` beside its platform; None: unknown."""
+        file = Path(inspect.getfile(type(self))).with_name("serve.yaml")
+        return read_serving(file).get(engine) if file.is_file() else None
+
+    def serving_env(self, devices: Sequence[int], workers: int, place: int, num_on_host: int) -> Mapping[str, str]:
+        """Environment of an instance on these local devices, the ``place``-th of those that share the host."""
+        return {name: ",".join(map(str, devices)) for name in self.visible_devices_env}
 
     def telemetry(self, index: int) -> Telemetry:
         """A reading of device ``index``; empty where no tool tells."""
@@ -193,6 +229,19 @@ def _chip(entry: Mapping[str, Any], vendor: str) -> Chip:
         certainty=entry.get("certainty", ""),
         note=entry.get("note", ""),
     )
+
+
+@cache
+def read_serving(path: Path) -> Mapping[str, Serving]:
+    """Entries of a ``serve.yaml`` by engine: the fields of :class:`Serving`, ``refused`` a list of :class:`Refusal`."""
+    entries = yaml.safe_load(path.read_text()) or []
+    return {entry["engine"]: _serving(entry) for entry in entries}
+
+
+def _serving(entry: Mapping[str, Any]) -> Serving:
+    refused = tuple(Refusal(**each) for each in entry.get("refused", ()))
+    head_dims = tuple(entry.get("head_dims", ()))
+    return Serving(**{**entry, "env": entry.get("env", {}), "head_dims": head_dims, "refused": refused})
 
 
 def match_chip(device_name: str, chips: Iterable[Chip], memory_bytes: int | None = None) -> Chip | None:

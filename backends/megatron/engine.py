@@ -14,15 +14,15 @@ from backends.megatron.check import check_arguments, check_files, unusable_value
 from backends.megatron.export import export
 from backends.megatron.fields import installed
 from backends.megatron.host import check_host, installed_version
-from backends.megatron.job import make_job, make_probe_job, source_path
+from backends.megatron.job import make_job, make_probe_job
 from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
-from backends.megatron.offer import read_offer, read_workload, settle
+from backends.megatron.offer import free, read_offer, read_workload, settle
 from backends.megatron.request import read_request
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
-from flagvega.layout.job import Job
+from flagvega.layout.job import Job, source_path
 from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest
 from flagvega.model.workload import Offer, Workload
@@ -73,6 +73,10 @@ class MegatronEngine:
         """The spec with what may be left to a planner filled in."""
         return settle(spec, plan)
 
+    def free(self, spec: Spec) -> Spec:
+        """The spec without a word about its layout."""
+        return free(spec)
+
     def legal_mesh(self, spec: Spec, mesh: Mesh) -> str | None:
         """Why this mesh cannot run the spec's model, or None."""
         return next((reason for reason, _ in mesh_faults(spec, mesh)), None)
@@ -107,15 +111,15 @@ class MegatronEngine:
         refusals: list[str] = json.loads(answer.stdout.splitlines()[-1])
         return [Fault(f"megatron-core refuses: {refusal}", "train") for refusal in refusals]
 
-    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
-        """Commands for every node."""
-        return make_job(spec, plan, cluster)
-
     def export(
         self, spec: Spec, checkpoint: Path | None, folder: Path, dtype: str | None, tell: Callable[[float], None]
     ) -> Mapping[str, Any]:
         """Write the weights of a run as a HuggingFace folder; what was written."""
         return export(spec, checkpoint, folder, dtype, tell)
+
+    def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
+        """Commands for every node."""
+        return make_job(spec, plan, cluster)
 
     def version(self) -> str:
         """What measurements are valid for."""

@@ -13,9 +13,9 @@ from typing import Any
 from backends.megatron.arguments import complete
 from backends.megatron.check import unusable_values
 from backends.megatron.family import DTYPES
-from backends.megatron.job import source_path
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
+from flagvega.layout.job import source_path
 
 
 def export(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import site
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import flagvega
 from backends.megatron.arguments import complete
 from backends.megatron.shape import shape_from_arguments
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.spec import Spec
 from flagvega.layout.codec import plan_to_json
-from flagvega.layout.job import Job, NodeJob
+from flagvega.layout.job import Job, NodeJob, source_path
 from flagvega.layout.plan import Plan
 from flagvega.model.work import model_flops
 from flagvega.platform import Platform, find_chip, platforms
@@ -54,16 +51,6 @@ def _flops_per_token(spec: Spec) -> float:
     """Model FLOPs of forward and backward, for MFU."""
     seq = complete(spec.arguments)["seq_length"]
     return float(model_flops(shape_from_arguments(spec.arguments), seq, samples=1) / seq)
-
-
-def source_path(with_environment: bool = False) -> dict[str, str]:
-    """``PYTHONPATH`` by which ``python -P`` finds this source tree; empty where it is installed."""
-    environment = dict(os.environ) if with_environment else {}
-    root = Path(flagvega.__file__).resolve().parents[1]
-    if root in {Path(folder).resolve() for folder in site.getsitepackages()}:
-        return environment
-    inherited = os.environ.get("PYTHONPATH")
-    return environment | {"PYTHONPATH": os.pathsep.join([str(root), inherited] if inherited else [str(root)])}
 
 
 def _node_job(spec: Spec, plan: Plan, cluster: Cluster, node: int) -> NodeJob:

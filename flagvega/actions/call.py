@@ -13,10 +13,11 @@ from rich.console import Console, RenderableType
 
 from flagvega.config.command import Command
 from flagvega.config.draft import Draft
-from flagvega.config.load import find_exp_dir, judge, read_experiment
+from flagvega.config.load import find_exp_dir, judge, judge_services, read_experiment
 from flagvega.config.spec import Spec
 from flagvega.engine import Engine, engines
 from flagvega.errors import ConfigError, Fault
+from flagvega.server import Server, servers
 
 OPTIONS: Mapping[str, str] = {
     "output": "json: one JSON document on stdout and nothing else",
@@ -72,13 +73,32 @@ class Call:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine that the task asks for."""
+        """The engine that trains."""
+        if self.serves:
+            fix = "actions for serving: run, dryrun, stop, status, logs"
+            raise ConfigError(Fault("the task is to serve, and this action is for training", "experiment.task", fix))
         return engines.get(self.draft.backend)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the task is to serve, not to train."""
+        return self.draft.serves
+
+    @cached_property
+    def server(self) -> Server:
+        """The engine that serves; the services of one run have one."""
+        names = list(dict.fromkeys(service.engine for service in self.spec.services))
+        if len(names) > 1:
+            raise ConfigError(Fault(f"services of one run have one engine, not {', '.join(names)}", "serve"))
+        return servers.get(names[0])
 
     @cached_property
     def spec(self) -> Spec:
         """The configuration, every key of it judged; warnings are said once."""
-        spec = judge(self.draft, lambda name: engines.get(name).keys())
+        if self.serves:
+            spec = judge_services(self.draft, lambda name: servers.get(name).keys())
+        else:
+            spec = judge(self.draft, lambda name: engines.get(name).keys())
         for warning in spec.warnings:
             self.say(f"warning: {warning}")
         return spec

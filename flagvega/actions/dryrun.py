@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from flagvega.actions import serve
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import Decision, decide
 from flagvega.actions.follow import installed_version
@@ -28,6 +29,8 @@ CONSTRUCTED = "job/constructed.json"
 
 def act(call: Call) -> Answer:
     """The cluster, the plan, and the scripts to the letter."""
+    if call.serves:
+        return serve.dryrun(call)
     decision = decide(call)
     if call.flag("construct", default=True):
         _construct(call, decision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flagvega.actions import serve
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import Decision, check_shared, decide
 from flagvega.actions.follow import environment, follow, host_commands, next_commands, ready, summary
@@ -17,6 +18,8 @@ GO_ON = "raise train_iters (or train_samples) to go on, or give another experime
 
 def act(call: Call) -> Answer:
     """Run it; the exit code is the job's."""
+    if call.serves:
+        return serve.run(call)
     check_shared(call.spec)
     return start(call, decide(call))
 

@@ -44,7 +44,7 @@ def read_arguments(
             if name not in keys:
                 report.unknown(path, keys, "under 'train'")
             elif value is not None:
-                _take(keys[name], value, path, found, where, report)
+                take_argument(keys[name], value, path, found, where, report)
     return found, where
 
 
@@ -75,7 +75,10 @@ def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, Any]
             yield f"{path}.{key}", str(key).replace("-", "_"), value
 
 
-def _take(key: Key, value: Any, path: str, found: dict[str, Any], where: dict[str, str], report: Report) -> None:
+def take_argument(
+    key: Key, value: Any, path: str, found: dict[str, Any], where: dict[str, str], report: Report
+) -> None:
+    """Put one argument, of its key's type, into ``found`` and its path into ``where``; else a fault."""
     try:
         taken = coerce(key.type, value)
     except WrongTypeError:

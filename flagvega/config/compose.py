@@ -40,7 +40,7 @@ def compose_files(command: Command) -> tuple[DictConfig, dict[str, str]]:
     places = {
         key: source.place(key, line)
         for prefix, source in mounted
-        for key, line in ((f"{prefix}.{key}" if prefix else key, line) for key, line in source.lines.items())
+        for key, line in ((_joined(prefix, key), line) for key, line in source.lines.items())
     }
     OmegaConf.set_struct(config, False)
     _refuse([fault for each in command.overrides if each not in groups for fault in apply(config, each, places)])
@@ -73,7 +73,13 @@ def _mounted(folder: Path, name: str, words: Sequence[str]) -> Iterator[tuple[st
     for each in loader.compute_defaults_list(name, list(words), RunMode.RUN).defaults:
         if each.config_path and not each.config_path.startswith("hydra/"):
             package = each.package or ""
-            yield ("" if package == "_global_" else package), scan(folder / f"{each.config_path}.yaml")
+            below = "" if package == "_global_" else package
+            yield below, scan(folder / f"{each.config_path}.yaml", may_be_list=bool(below))
+
+
+def _joined(prefix: str, key: str) -> str:
+    """A key path below another; one into a list begins with its bracket."""
+    return f"{prefix}.{key}" if prefix and not key.startswith("[") else f"{prefix}{key}"
 
 
 def _is_group(override: Override, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from flagvega.config.blocks import BLOCKS, LATER, Experiment
 from flagvega.config.fields import Entry, Shape, entries
 from flagvega.config.flagscale import rows
 from flagvega.config.keys import Key
+from flagvega.config.serving import ServeEntry
 from flagvega.config.values import EXPECTED
 
 _HEAD = """\
@@ -38,6 +39,13 @@ experiment:                             #   num_layers: 12
 - `action=schema` prints all of this as a JSON schema.
 """
 
+_SERVING = """\
+## Services: `serve`
+
+A list, in FlagScale's form, where `experiment.task.type` is `serve`; a file of the folder `serve/` may hold it. Arguments
+under `engine_args` are those of the engine's own server: [serve.md](serve.md).
+"""
+
 _ARGUMENTS = """\
 ## Engine arguments: `train.system`, `train.model`, `train.data`
 
@@ -53,6 +61,8 @@ def render_configuration(engine: str, keys: Mapping[str, Key]) -> str:
     parts.append("## Our own blocks\n\nThey stand at the root of the experiment YAML, each of them optional.\n")
     for name, block in BLOCKS.items():
         parts += _block(name, block)
+    parts.append(_SERVING)
+    parts += _block("serve[]", ServeEntry)
     parts.append("".join(f"- `{name}` is kept for later: {why}.\n" for name, why in LATER.items()))
     working = [key for key in keys.values() if key.target not in ("unsupported", "ignored")]
     others = [key for key in keys.values() if key.target in ("unsupported", "ignored")]

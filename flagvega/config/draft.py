@@ -50,10 +50,17 @@ class Draft:
     @property
     def backend(self) -> str:
         """The engine that the task asks for."""
+        return str(self._task().get("backend") or Task.backend)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the task is to serve, not to train."""
+        return self._task().get("type") == "serve"
+
+    def _task(self) -> Mapping[str, Any]:
         experiment = self.values.get("experiment")
         task = experiment.get("task") if isinstance(experiment, Mapping) else None
-        backend = task.get("backend") if isinstance(task, Mapping) else None
-        return str(backend or Task.backend)
+        return task if isinstance(task, Mapping) else {}
 
 
 def make_draft(config: DictConfig, report: Report) -> Draft:

@@ -15,6 +15,7 @@ from flagvega.config.files import find_folder
 from flagvega.config.flagscale import drop_unused
 from flagvega.config.keys import Key
 from flagvega.config.report import Report
+from flagvega.config.serving import read_services
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 
@@ -38,6 +39,8 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
     check_top_level(values, report)
     experiment = read_experiment_block(values, dropped, report)
     blocks = read_blocks(values, report)
+    if values.get("serve"):
+        report.fault("serve", "'serve' means nothing where the task is to train", "write task.type: serve")
     arguments, paths = read_arguments(values, keys, report)
     report.raise_faults()
     assert experiment is not None
@@ -54,6 +57,39 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
         blocks=blocks,
         where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
         composed=draft.composed,
+        warnings=tuple(report.warnings),
+        folder=draft.folder,
+    )
+
+
+def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
+    """Judge every key of a draft that serves; ``keys_of`` gives the arguments of an engine by its name.
+
+    :raises ConfigError: with all faults.
+    """
+    report = _start(draft, homes())
+    values, dropped = drop_unused(draft.values, report)
+    check_top_level(values, report)
+    if values.get("train") is not None:
+        fix = "delete it, or write task.type: train"
+        report.fault("train", "'train' means nothing where the task is to serve", fix)
+    experiment = read_experiment_block(values, dropped, report)
+    blocks = read_blocks(values, report)
+    services, paths = read_services(values.get("serve"), keys_of, report)
+    report.raise_faults()
+    assert experiment is not None
+    return Spec(
+        name=experiment.exp_name,
+        exp_dir=exp_dir(experiment),
+        task=experiment.task,
+        runner=experiment.runner,
+        envs=experiment.envs,
+        cmds=experiment.cmds,
+        arguments={},
+        blocks=blocks,
+        where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
+        composed=draft.composed,
+        services=services,
         warnings=tuple(report.warnings),
         folder=draft.folder,
     )

@@ -43,7 +43,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def scan(path: Path) -> Source:
+def scan(path: Path, may_be_list: bool = False) -> Source:
     """Read a file's lines; its faults are tags, keys that make objects, and keys given twice.
 
     :raises ConfigError: when the file is not YAML.
@@ -57,7 +57,7 @@ def scan(path: Path) -> Source:
         raise ConfigError(Fault(f"not UTF-8 text: {error.reason} at byte {error.start}", shown(path))) from error
     except OSError as error:
         raise ConfigError(Fault(f"cannot be read: {error.strerror}", shown(path))) from error
-    if root is not None and not isinstance(root, yaml.MappingNode):
+    if root is not None and not isinstance(root, (yaml.MappingNode, yaml.SequenceNode)[: 1 + may_be_list]):
         source.faults.append(Fault("expected keys with values ('key: value')", source.place("", 1)))
     elif root is not None:
         _walk(source, root, "")

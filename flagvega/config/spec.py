@@ -12,10 +12,10 @@ from typing import Any, Literal
 class Task:
     """``experiment.task``: what is to be done, and by which engine."""
 
-    type: Literal["train"] = "train"
+    type: Literal["train", "serve"] = "train"
     """What to do."""
     backend: str = "megatron"
-    """The engine that does it."""
+    """The engine that trains. Services name theirs in `serve`."""
     entrypoint: str | None = None
     """FlagScale's training script: read, and replaced by the engine's own program."""
 
@@ -56,6 +56,33 @@ class Commands:
 
 
 @dataclass(frozen=True)
+class Service:
+    """A model behind an engine, in one or several instances alike."""
+
+    name: str
+    engine: str
+    arguments: Mapping[str, Any]
+    """Engine arguments that the user gave, of the types that the engine's keys have."""
+    num_replicas: int = 1
+    chip: str | None = None
+
+    @property
+    def tp(self) -> int:
+        """Devices over which matrices are cut."""
+        return int(self.arguments.get("tensor_parallel_size") or 1)
+
+    @property
+    def pp(self) -> int:
+        """Devices over which layers are cut."""
+        return int(self.arguments.get("pipeline_parallel_size") or 1)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of an instance."""
+        return self.tp * self.pp
+
+
+@dataclass(frozen=True)
 class Spec:
     """One experiment and its task."""
 
@@ -73,6 +100,8 @@ class Spec:
     """Key path (``train.model.num_layers``) or argument (``num_layers``) -> ``file:line key.path``."""
     composed: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration as composed, references unresolved, secrets redacted: what may be written to a file."""
+    services: tuple[Service, ...] = ()
+    """What is served; empty where something is trained."""
     warnings: tuple[str, ...] = ()
     folder: Path = Path()
     """Where the experiment's YAML is: files that it names are looked for here too."""

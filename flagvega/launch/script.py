@@ -64,7 +64,8 @@ def render(launch: Launch) -> dict[str, str]:
     """Text of every file of the job by its path in the run directory."""
     files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in launch.job.files.items()}
     files |= {node_script(node): _node_text(launch, node) for node in range(len(launch.job.nodes))}
-    files[RANK_SCRIPT] = RANK_TEXT
+    if not all(node.is_launcher for node in launch.job.nodes):
+        files[RANK_SCRIPT] = RANK_TEXT
     if launch.after_stop:
         files[AFTER_STOP_SCRIPT] = _after_stop_text(launch)
     return files
@@ -78,6 +79,8 @@ def secrets(launch: Launch, node: int) -> dict[str, str]:
 def command(launch: Launch, node: int) -> list[str]:
     """The argument list that the job's host ``node`` ends up in."""
     job = launch.job.nodes[node]
+    if job.is_launcher:
+        return list(job.argv)
     rank = ["bash", str(launch.run_dir / RANK_SCRIPT), *job.argv]
     where = str(log_dir(launch.run_dir, job.host) / "torchrun")
     return torchrun_argv(node, job.num_ranks, launch.rendezvous, where, rank)

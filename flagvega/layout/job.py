@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import site
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import flagvega
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,8 @@ class NodeJob:
     argv: tuple[str, ...]
     """The rank program; the launcher adds its own words in front."""
     env: dict[str, str] = field(default_factory=dict)
+    is_launcher: bool = False
+    """The program starts its ranks itself: nothing is put in front."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +31,13 @@ class Job:
 
     nodes: tuple[NodeJob, ...]
     files: dict[str, Any] = field(default_factory=dict)
+
+
+def source_path(with_environment: bool = False) -> dict[str, str]:
+    """``PYTHONPATH`` by which ``python -P`` finds this source tree; empty where it is installed."""
+    environment = dict(os.environ) if with_environment else {}
+    root = Path(flagvega.__file__).resolve().parents[1]
+    if root in {Path(folder).resolve() for folder in site.getsitepackages()}:
+        return environment
+    inherited = os.environ.get("PYTHONPATH")
+    return environment | {"PYTHONPATH": os.pathsep.join([str(root), inherited] if inherited else [str(root)])}

@@ -27,6 +27,17 @@ class CpuPlatform(Platform):
         """Share the cores among the host's ranks."""
         return {"OMP_NUM_THREADS": str(max(1, num_cores() // num_local))}
 
+    def serving_env(self, devices: Sequence[int], workers: int, place: int, num_on_host: int) -> Mapping[str, str]:
+        """Cores of its own for each worker of an instance, as far as the host has them."""
+        cores = sorted(os.sched_getaffinity(0))
+        share = len(cores) // num_on_host
+        own = cores[place * share : (place + 1) * share]
+        each = len(own) // workers
+        if not each:
+            return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        parts = [own[i * each : (i + 1) * each] for i in range(workers)]
+        return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, part)) for part in parts)}
+
     def telemetry(self, index: int) -> Telemetry:
         """Memory and load of the whole host."""
         return Telemetry(used_bytes=psutil.virtual_memory().used, utilization=psutil.cpu_percent() / 100)

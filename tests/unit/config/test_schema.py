@@ -33,7 +33,7 @@ def test_every_example_fits_the_schema(validator, repository):
         ({"experiment": {}}, "$.experiment"),
         ({"experiment": {"exp_name": "a", "exp_dirr": "b"}}, "$.experiment"),
         ({"experiment": {"exp_name": "a", "runner": {"nnodes": 0}}}, "$.experiment.runner"),
-        ({"experiment": {"exp_name": "a", "task": {"type": "serve"}}}, "$.experiment.task"),
+        ({"experiment": {"exp_name": "a", "task": {"type": "compress"}}}, "$.experiment.task"),
         ({"train": {"model": {"num_layers": "four"}}}, "$.train.model.num_layers"),
         ({"train": {"model": {"a": {"num_layerz": 4}}}}, "$.train.model.a.num_layerz"),
         ({"train": {"modle": {}}}, "$.train"),

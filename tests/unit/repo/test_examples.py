@@ -17,11 +17,13 @@ RANKS = {
     "gpt/mixed": 4,
     "gpt/one": 1,
     "llama/demo": 5,
+    "llama/serve_demo": 1,
     "mixtral/tiny": 4,
     "qwen/qwen2_5_0_5b": 8,
     "qwen/qwen2_5_7b": 16,
     "qwen/qwen2_5_72b": 64,
 }
+SERVING = [path for path in EXPERIMENTS if path.stem.startswith("serve")]
 
 
 def name(path: Path) -> str:
@@ -46,13 +48,14 @@ def test_an_example_dryruns_where_no_data_have_been_prepared(
     monkeypatch.chdir(tmp_path)
     assert dryrun(path, "output=json", "construct=false") == 0
     document = json.loads(capsys.readouterr().out)
-    meshes = document["plan"]["decisions"]["meshes"]
-    assert sum(len(mesh["devices"]) for mesh in meshes) == RANKS[name(path)]
-    assert len(document["commands"]) == len(document["cluster"])
+    decisions = document["plan"]["decisions"]
+    parts = decisions["instances" if path in SERVING else "meshes"]
+    assert sum(len(part["devices"]) for part in parts) == RANKS[name(path)]
+    assert len(document["commands"]) == len(parts if path in SERVING else document["cluster"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path not in SERVING], ids=name)
 def test_the_engine_s_own_classes_take_an_example(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert dryrun(path, f"experiment.exp_dir={tmp_path}") == 0

@@ -1,0 +1,1 @@
+"""vLLM: the control side, without vLLM."""

@@ -1,0 +1,75 @@
+"""The control side of vLLM: pure functions of the spec; vLLM itself is never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from backends.vllm.arguments import keys, words
+from backends.vllm.check import check_files, check_instances, check_services, find_serving, warnings_of
+from backends.vllm.host import check_host, find_python
+from flagvega.config.keys import Key
+from flagvega.config.spec import Service, Spec
+from flagvega.errors import Fault
+from flagvega.layout.serving import Instance
+from flagvega.platform import find_chip, platforms
+from flagvega.server import Command
+
+PROGRAM: Final = "vllm.entrypoints.openai.api_server"
+QUIET: Final[Mapping[str, str]] = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Nothing is downloaded and nothing is reported."""
+
+
+class VllmServer:
+    """Serves with an unchanged vLLM: its own OpenAI-compatible server, a process per instance."""
+
+    name = "vllm"
+
+    def keys(self) -> Mapping[str, Key]:
+        """Every argument of vLLM's server."""
+        return keys()
+
+    def check(self, spec: Spec) -> Sequence[Fault]:
+        """Faults of the services' arguments."""
+        return check_services(spec)
+
+    def check_host(self) -> Sequence[Fault]:
+        """Whether vLLM is here."""
+        return check_host()
+
+    def check_plan(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
+        """What the instances' chips cannot do."""
+        return check_instances(spec, instances)
+
+    def check_files(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
+        """Models that are not on this host, or that the instances' chips cannot compute."""
+        return check_files(spec, instances)
+
+    def warnings(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[str]:
+        """What a user should know."""
+        return warnings_of(spec, instances)
+
+    def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
+        """vLLM's server for one instance."""
+        given = dict(service.arguments)
+        names = given.pop("served_model_name", None) or [service.name]
+        model = str(Path(str(given.pop("model"))).expanduser().absolute())
+        ours = {"model": model, "served_model_name": names, "host": instance.host, "port": instance.port}
+        argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in given.items() if k not in ours}))
+        return Command(argv, self._env(instance, num_on_host), names[0])
+
+    def _env(self, instance: Instance, num_on_host: int) -> Mapping[str, str]:
+        platform = platforms.get(find_chip(instance.chip).vendor)
+        serving = find_serving(instance.chip)
+        chip = platform.serving_env(instance.devices, instance.tp * instance.pp, instance.id, num_on_host)
+        return {**QUIET, **(serving.env if serving else {}), **chip}
+
+
+server = VllmServer()

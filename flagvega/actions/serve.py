@@ -1,0 +1,150 @@
+"""``action=run`` and ``action=dryrun`` where the task is to serve."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import RenderableType
+from rich.table import Table
+
+from flagvega.actions.call import Answer, Call
+from flagvega.actions.decide import GRACE_S
+from flagvega.actions.follow import next_commands
+from flagvega.cluster.nodes import Cluster
+from flagvega.config.redact import REDACTED, is_secret
+from flagvega.config.spec import Spec
+from flagvega.errors import ConfigError, PreflightError
+from flagvega.launch.preflight import check_devices
+from flagvega.launch.rendezvous import Rendezvous
+from flagvega.launch.script import Launch, check_launch, command, render, secrets
+from flagvega.layout.serving import ServePlan, serve_plan_to_json
+from flagvega.report.progress import duration
+from flagvega.run.directory import Run
+from flagvega.run.prepare import prepare, start_detached
+from flagvega.run.supervisor import Supervisor
+from flagvega.serve.job import SERVE_FILE, make_job
+from flagvega.serve.place import check_ports, place
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was asked and everything that follows from it."""
+
+    spec: Spec
+    cluster: Cluster
+    plan: ServePlan
+    launch: Launch
+    warnings: tuple[str, ...]
+
+
+def run(call: Call) -> Answer:
+    """Start the instances, and stay until they end; detach=true returns at once."""
+    decision = decide(call)
+    faults = [*call.server.check_host(), *check_ports(decision.plan), *check_devices(decision.cluster.nodes[0])]
+    if missing := call.server.check_files(decision.spec, decision.plan.instances):
+        raise ConfigError(missing)
+    if faults:
+        raise PreflightError(faults)
+    chips = [instance.chip for instance in decision.plan.instances]
+    config = yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
+    directory = prepare(decision.launch, decision.spec.name, {"chips": chips}, {"config.yaml": config})
+    commands = next_commands(directory.root)
+    environ = {**os.environ, **secrets(decision.launch, 0)}
+    if call.flag("detach"):
+        started = start_detached(directory, environ)
+        document = {"run_id": started.run_id, "run_dir": str(directory.root), "state": started.state, "next": commands}
+        return Answer({**document, "endpoints": _endpoints(decision.plan)}, _started(started, directory.root, commands))
+    call.say(f"run in {directory.root}; starting takes a minute or more")
+    try:
+        ended = Supervisor(directory, say=call.say, watch=lambda: None).supervise(environ)
+    finally:
+        directory.lock.release()
+    return Answer(_summary(ended, directory.root), _ended(ended), ended.exit_code or 0)
+
+
+def dryrun(call: Call) -> Answer:
+    """The plan and every command, and nothing runs."""
+    decision = decide(call)
+    launch = decision.launch
+    instances = launch.job.files[SERVE_FILE]["instances"]
+    commands = [
+        {**each, "env": {name: REDACTED if is_secret(name) else value for name, value in each["env"].items()}}
+        for each in instances
+    ]
+    document = {
+        "name": decision.spec.name,
+        "run_dir": str(launch.run_dir),
+        "warnings": list(decision.warnings),
+        "cluster": [{"host": node.host, "devices": list(node.devices)} for node in decision.cluster.nodes],
+        "plan": serve_plan_to_json(decision.plan),
+        "commands": commands,
+        "keeper": command(launch, 0),
+        "files": render(launch),
+    }
+    return Answer(document, (*_shown(decision.plan, commands), "\nNothing was started."))
+
+
+def decide(call: Call) -> Decision:
+    """Instances, their places and their commands; ConfigError with all that is wrong."""
+    spec, server = call.spec, call.server
+    faults = list(server.check(spec))
+    if faults:
+        raise ConfigError(faults)
+    cluster, plan = place(spec)
+    if faults := list(server.check_plan(spec, plan.instances)):
+        raise ConfigError(faults)
+    warnings = tuple(server.warnings(spec, plan.instances))
+    for warning in warnings:
+        call.say(f"warning: {warning}")
+    launch = Launch(
+        run_dir=Path(os.path.abspath(spec.exp_dir)),
+        directory=Path.cwd(),
+        job=make_job(spec, plan, cluster, server),
+        ranks=(tuple(instance.id for instance in plan.instances),),
+        rendezvous=Rendezvous(),
+        grace_s=call.number("grace_s", GRACE_S),
+        before_start=spec.cmds.before_start,
+        after_stop=spec.cmds.after_stop,
+    )
+    if faults := check_launch(launch):
+        raise ConfigError(faults)
+    return Decision(spec, cluster, plan, launch, (*spec.warnings, *warnings))
+
+
+def _shown(plan: ServePlan, commands: list[dict[str, object]]) -> list[RenderableType | str]:
+    table = Table("instance", "service", "chip", "devices", "tp", "pp", "endpoint", box=None)
+    for instance in plan.instances:
+        devices = " ".join(map(str, instance.devices))
+        degrees = (str(instance.tp), str(instance.pp))
+        table.add_row(str(instance.id), instance.service, instance.chip, devices, *degrees, f"{instance.url}/v1")
+    lines: list[RenderableType | str] = [table]
+    for each in commands:
+        env, argv = each["env"], each["argv"]
+        assert isinstance(env, dict)
+        assert isinstance(argv, tuple | list)
+        words = " \\\n    ".join([*(f"{name}={value}" for name, value in env.items()), *argv])
+        lines.append(f"\n--- instance {each['id']}\n{words}")
+    return lines
+
+
+def _endpoints(plan: ServePlan) -> list[dict[str, str]]:
+    return [{"service": each.service, "url": f"{each.url}/v1"} for each in plan.instances]
+
+
+def _started(run: Run, root: Path, commands: dict[str, str]) -> tuple[str, ...]:
+    lines = [f"  {name:<7} {line}" for name, line in commands.items()]
+    return (f"run {run.run_id} started in {root}; status says when it serves", *lines)
+
+
+def _summary(run: Run, root: Path) -> dict[str, object]:
+    return {"run_id": run.run_id, "run_dir": str(root), "state": run.state, "exit_code": run.exit_code,
+            "reason": run.reason, "notes": list(run.notes), "next": next_commands(root)}  # fmt: skip
+
+
+def _ended(run: Run) -> tuple[str, ...]:
+    took = duration((run.ended or run.started) - run.started)
+    lines = [f"run {run.run_id} {run.state} with exit code {run.exit_code} after {took}"]
+    return (*lines, *([run.reason] if run.exit_code else []), *run.notes)

@@ -1,0 +1,119 @@
+"""``serve``: a list of services, each a model behind an engine, in FlagScale's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from flagvega.config.arguments import take_argument
+from flagvega.config.fields import key_names, read
+from flagvega.config.keys import Key
+from flagvega.config.report import Report
+from flagvega.config.spec import Service
+from flagvega.config.values import describe
+from flagvega.errors import ConfigError
+
+DEFAULT_ENGINE: Final = "vllm"
+OTHER_ENGINES: Final = ("vllm", "sglang", "llama_cpp")
+"""Engines for which a FlagScale YAML may hold arguments in ``engine_args_specific``; only the entry's own are read."""
+
+_OWN_CODE: Final = ("module", "name", "depends")
+"""What FlagScale's entries name instead of an engine when they are Python modules of the user."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """``resources`` of an entry."""
+
+    num_replicas: int = field(default=1, metadata={"minimum": 1})
+    """Instances of the model, alike."""
+    num_gpus: int | None = field(default=None, metadata={"minimum": 0})
+    """FlagScale's: devices of an instance. They follow from its tensor and pipeline parallelism, which must agree."""
+    num_cpus: int | None = field(default=None, metadata={"minimum": 0})
+    """FlagScale's; an instance on CPUs gets its share of the host's cores."""
+
+
+@dataclass(frozen=True)
+class ServeEntry:
+    """One entry of ``serve``."""
+
+    serve_id: str
+    """Name of the service; also what clients call the model, unless `served_model_name` says otherwise."""
+    engine: str = DEFAULT_ENGINE
+    """The engine that serves it."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the engine, by the engine's own names."""
+    engine_args_specific: Mapping[str, Any] = field(default_factory=dict)
+    """By engine: arguments that come on top; those of other engines are left aside."""
+    resources: Resources = field(default_factory=Resources)
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    """FlagScale's description of a benchmark; nothing reads it yet."""
+    chip: str | None = None
+    """Kind of chip that it runs on; without it, the first that is free."""
+
+
+def read_services(
+    value: Any, keys_of: Callable[[str], Mapping[str, Key]], report: Report
+) -> tuple[tuple[Service, ...], dict[str, str]]:
+    """The services of ``serve``, and the path of each argument (``<serve_id>.<argument>``); faults go to ``report``."""
+    if not isinstance(value, list) or not value:
+        what = "'serve' is missing" if value is None else f"expected a list of services, got {describe(value)}"
+        report.fault("serve", what, "write: serve: [{serve_id: my-model, engine_args: {model: <folder>}}]")
+        return (), {}
+    found: list[Service] = []
+    paths: dict[str, str] = {}
+    for i, item in enumerate(value):
+        path = f"serve[{i}]"
+        if _is_code(item, path, report):
+            continue
+        entry = read(ServeEntry, item, path, report)
+        if entry is None:
+            continue
+        service, where = _service(entry, path, keys_of, report)
+        if any(other.name == service.name for other in found):
+            report.fault(f"{path}.serve_id", f"'{service.name}' is the name of two services", "name each one once")
+        found.append(service)
+        paths |= {f"{service.name}.{name}": place for name, place in where.items()}
+    return tuple(found), paths
+
+
+def _is_code(item: Any, path: str, report: Report) -> bool:
+    given = [name for name in _OWN_CODE if isinstance(item, Mapping) and name in item]
+    if given:
+        what = f"'{given[0]}' is refused: a service is a model behind an engine, not a Python module"
+        report.fault(f"{path}.{given[0]}", what, f"keys of a service: {', '.join(key_names(ServeEntry))}")
+    return bool(given)
+
+
+def _service(
+    entry: ServeEntry, path: str, keys_of: Callable[[str], Mapping[str, Key]], report: Report
+) -> tuple[Service, dict[str, str]]:
+    arguments: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    try:
+        keys = keys_of(entry.engine)
+    except ConfigError as error:
+        for fault in error.faults:
+            report.fault(f"{path}.engine", fault.what, fault.fix)
+        keys = {}
+    specific = entry.engine_args_specific
+    for name in specific:
+        if name not in OTHER_ENGINES:
+            report.unknown(f"{path}.engine_args_specific.{name}", OTHER_ENGINES, "as the name of an engine")
+    groups = {f"{path}.engine_args": entry.engine_args}
+    if isinstance(own := specific.get(entry.engine), Mapping):
+        groups[f"{path}.engine_args_specific.{entry.engine}"] = own
+    for prefix, values in groups.items() if keys else ():
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in keys:
+                report.unknown(f"{prefix}.{key}", keys, f"among the arguments of {entry.engine}")
+            elif value is not None:
+                take_argument(keys[name], value, f"{prefix}.{key}", arguments, where, report)
+    service = Service(entry.serve_id, entry.engine, arguments, entry.resources.num_replicas, entry.chip)
+    devices, asked = service.num_devices, entry.resources.num_gpus
+    if asked is not None and keys and asked != devices and (asked or entry.chip is None):
+        what = f"num_gpus is {asked}, but tensor_parallel_size x pipeline_parallel_size is {devices}"
+        report.fault(f"{path}.resources.num_gpus", what, "delete it, or make them agree")
+    return service, where

@@ -1,0 +1,1 @@
+"""Serving: instances of engines, started and kept."""

@@ -1,0 +1,175 @@
+"""Keeps the instances of a host: starts them, knows when they answer, starts them again, ends them.
+
+``python -P -m flagvega.serve.keeper --run-dir DIR``: each instance is a rank of the run, with a log and events of its
+own. It counts as ready when its ``/health`` and one completion answer; a process that ends by itself has failed,
+whatever its exit code. SIGTERM, or the run's stop file, drains: vLLM finishes what it began, then leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flagvega.errors import ExitCode
+from flagvega.records import append_json_line, read_json
+from flagvega.serve.probe import find_trouble
+
+POLL_S = 0.2
+DRAIN_S = 60.0
+"""Between SIGTERM and SIGKILL; the run's own grace is counted by its supervisor."""
+MAX_RESTARTS = 3
+"""Of an instance that had been ready; one that never was is not tried again."""
+MAX_PROBES = 64
+SERVE_FILE = "job/serve.json"
+
+_threads = ThreadPoolExecutor(max_workers=MAX_PROBES)
+
+State = Literal["starting", "ready", "failed"]
+
+
+@dataclass
+class Kept:
+    """One instance."""
+
+    facts: Mapping[str, Any]
+    """Its entry in ``job/serve.json``."""
+    event_file: Path
+    log_file: Path
+    process: subprocess.Popen[bytes] | None = None
+    state: State = "starting"
+    started: float = 0.0
+    restarts: int = 0
+    trouble: str = ""
+    probe: Future[str] | None = None
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Record an event of the instance."""
+        append_json_line(self.event_file, {"time": time.time(), "event": event, **facts})
+
+    def start(self) -> None:
+        """Start, or start again."""
+        env = {**os.environ, **self.facts["env"]}
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.facts["argv"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        self.state, self.started, self.trouble, self.probe = "starting", time.monotonic(), "", None
+        self.tell("start", pid=self.process.pid)
+
+    def look(self) -> None:
+        """See how it does; it may become ready, be started again, or fail."""
+        assert self.process is not None
+        code = self.process.poll()
+        if code is not None:
+            self._lost(f"the engine ended by itself, with code {code}")
+        elif self.state == "starting":
+            self._ask()
+
+    def _ask(self) -> None:
+        """Whether it answers by now; the question waits in a thread, since a first completion may take minutes."""
+        waited_s = time.monotonic() - self.started
+        if self.probe is None:
+            self.probe = _threads.submit(find_trouble, self.facts["url"], self.facts["model"])
+        elif self.probe.done():
+            self.trouble, self.probe = self.probe.result(), None
+            if not self.trouble:
+                self.state = "ready"
+                reason = f"{self.facts['model']} at {self.facts['url']}/v1"
+                self.tell("serving", reason=reason, seconds=round(waited_s, 1))
+            elif waited_s > self.facts["start_s"]:
+                self._lost(f"no answer within {self.facts['start_s']} s: {self.trouble}")
+
+    def _lost(self, reason: str) -> None:
+        was_ready = self.state == "ready"
+        self.end()
+        if was_ready and self.restarts < MAX_RESTARTS:
+            self.restarts += 1
+            self.tell("restart", reason=f"{reason}; started again ({self.restarts} of {MAX_RESTARTS})")
+            self.start()
+        else:
+            self.state = "failed"
+            self.trouble = reason
+
+    def ask_to_end(self) -> None:
+        """SIGTERM: it finishes what it began."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def end(self) -> None:
+        """End it now, if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Keeper:
+    """All instances of a host."""
+
+    def __init__(self, run_dir: Path, ranks: Sequence[int], logs: Path) -> None:
+        self.stop_file = run_dir / "stop"
+        entries = read_json(run_dir / SERVE_FILE)["instances"]
+        self.kept = [
+            Kept(entry, run_dir / "events" / f"rank-{rank}.jsonl", logs / f"rank-{rank}.log")
+            for rank, entry in zip(ranks, entries, strict=True)
+        ]
+        self.asked: int | None = None
+
+    def run(self) -> int:
+        """Serve until asked to stop, or until one cannot be kept."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(self, "asked", int(ExitCode.TERMINATED)))
+        for each in self.kept:
+            each.start()
+        while True:
+            if self.stop_file.exists() and self.asked is None:
+                self.asked = int(read_json(self.stop_file)["code"])
+            if self.asked is not None:
+                return self._leave(self.asked, "asked to stop")
+            for each in self.kept:
+                each.look()
+            failed = [each for each in self.kept if each.state == "failed"]
+            if failed:
+                return self._leave(int(ExitCode.INTERNAL), "")
+            time.sleep(POLL_S)
+
+    def _leave(self, code: int, reason: str) -> int:
+        for each in self.kept:
+            each.ask_to_end()
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and any(
+            each.process is not None and each.process.poll() is None for each in self.kept
+        ):
+            time.sleep(POLL_S)
+        for each in self.kept:
+            each.end()
+            its = code if each.state == "failed" or code != ExitCode.INTERNAL else int(ExitCode.TERMINATED)
+            each.tell("exit", code=its, reason=each.trouble if each.state == "failed" else reason)
+        return 0 if code != ExitCode.INTERNAL else code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Keep the instances of the run in ``--run-dir``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    run_dir = parser.parse_args(argv).run_dir
+    ranks = [int(rank) for rank in os.environ["FLAGVEGA_RANKS"].split()]
+    logs = Path(os.environ["FLAGVEGA_LOGS"])
+    print(f"keeping {len(ranks)} instances on {socket.gethostname()}", flush=True)
+    code = Keeper(run_dir, ranks, logs).run()
+    _threads.shutdown(wait=False, cancel_futures=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    os._exit(main())  # a question that still waits must not keep us

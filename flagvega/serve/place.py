@@ -1,0 +1,107 @@
+"""Where instances run: services in order, each instance on the first free devices of one chip."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+from flagvega.cluster.nodes import Cluster, Node
+from flagvega.cluster.source import find_cluster
+from flagvega.config.spec import Service, Spec
+from flagvega.errors import ConfigError, Fault
+from flagvega.layout.request import LayoutRequest, MeshRequest
+from flagvega.layout.serving import Instance, ServePlan
+from flagvega.platform import find_chip
+
+LOOPBACK = "127.0.0.1"
+FIRST_PORT = 8000
+
+
+def place(spec: Spec) -> tuple[Cluster, ServePlan]:
+    """The host and which of its devices each instance has.
+
+    :raises ConfigError: when there are more instances than devices, or hosts.
+    """
+    cluster = find_cluster(spec, _request(spec))
+    if len(cluster.nodes) != 1:
+        what = f"services run on one host, and the cluster has {len(cluster.nodes)}"
+        raise ConfigError(Fault(what, "cluster", "start each host's services there"))
+    free = _by_chip(cluster.nodes[0])
+    instances: list[Instance] = []
+    faults: list[Fault] = []
+    ports = _ports(spec)
+    for service in spec.services:
+        for replica in range(service.num_replicas):
+            found = _take(free, service)
+            if found is None:
+                faults.append(_lacking(spec, service, replica, cluster.nodes[0]))
+                break
+            chip, devices = found
+            host = str(service.arguments.get("host") or LOOPBACK)
+            where = next(ports)
+            instances.append(
+                Instance(len(instances), service.name, replica, chip, 0, devices, service.tp, service.pp, host, where)
+            )
+    if faults:
+        raise ConfigError(faults)
+    return cluster, ServePlan(tuple(instances))
+
+
+def check_ports(plan: ServePlan) -> list[Fault]:
+    """Ports that cannot be listened at."""
+    faults = []
+    for instance in plan.instances:
+        family = socket.AF_INET6 if ":" in instance.host else socket.AF_INET
+        try:
+            socket.create_server((instance.host, instance.port), family=family).close()
+        except OSError as error:
+            fix = "give another engine_args.port, or end what listens there"
+            faults.append(Fault(f"cannot listen: {error.strerror}", f"{instance.host}:{instance.port}", fix))
+    return faults
+
+
+def _request(spec: Spec) -> LayoutRequest:
+    """What is asked of a machine whose devices cannot be counted: as many as the services need."""
+    needed: dict[str | None, int] = {}
+    for service in spec.services:
+        chip = find_chip(service.chip).name if service.chip else None
+        needed[chip] = needed.get(chip, 0) + service.num_devices * service.num_replicas
+    meshes = tuple(MeshRequest(tp=number, chip=chip) for chip, number in needed.items())
+    return LayoutRequest(meshes, 1, 1, 1)
+
+
+def _by_chip(node: Node) -> dict[str, list[int]]:
+    """Local indices of a node's devices; each chip numbers its own, as its tools do."""
+    found: dict[str, list[int]] = {}
+    for chip in node.devices:
+        found.setdefault(chip, []).append(len(found.get(chip, ())))
+    return found
+
+
+def _take(free: dict[str, list[int]], service: Service) -> tuple[str, tuple[int, ...]] | None:
+    wanted = [find_chip(service.chip).name] if service.chip else list(free)
+    for chip in wanted:
+        if len(free.get(chip, ())) >= service.num_devices:
+            taken, free[chip] = free[chip][: service.num_devices], free[chip][service.num_devices :]
+            return chip, tuple(taken)
+    return None
+
+
+def _lacking(spec: Spec, service: Service, replica: int, node: Node) -> Fault:
+    chips = ", ".join(f"{node.devices.count(chip)} x {chip}" for chip in dict.fromkeys(node.devices))
+    kind = f" {service.chip}" if service.chip else ""
+    what = f"no {service.num_devices}{kind} free for instance {replica} of '{service.name}': the host has {chips}"
+    return Fault(what, spec.where.get("serve", "serve"), "serve fewer instances, or cut each over fewer devices")
+
+
+def _ports(spec: Spec) -> Iterator[int]:
+    """A port for each instance in turn: the service's own and those behind it, else from 8000 on."""
+    taken: set[int] = set()
+    for service in spec.services:
+        first = service.arguments.get("port")
+        for replica in range(service.num_replicas):
+            port = first + replica if first else FIRST_PORT
+            while port in taken:
+                port += 1
+            taken.add(port)
+            yield port

@@ -1,0 +1,47 @@
+"""Asks an instance whether it serves: its ``/health``, then one completion of one token."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from typing import Any
+
+HEALTH_S = 2.0
+COMPLETION_S = 120.0
+"""The first completion may compile."""
+KEY_ENV = "VLLM_API_KEY"
+
+
+def find_trouble(url: str, model: str) -> str:
+    """Why it does not serve; empty when it does.
+
+    Health alone proves little: some engines answer it, and are ended by their first request.
+    """
+    try:
+        _ask(f"{url}/health", None, HEALTH_S)
+        # A token's number: there may be no tokenizer.
+        question = {"model": model, "prompt": [1], "max_tokens": 1, "temperature": 0}
+        answer = json.loads(_ask(f"{url}/v1/completions", question, COMPLETION_S))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return _words(error)
+    return "" if answer.get("choices") else f"a completion without choices: {answer}"
+
+
+def _ask(url: str, body: Any, timeout_s: float) -> bytes:
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY_ENV):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # nosec B310: always http, of our own making
+        content: bytes = answer.read()
+    return content
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{error.url} answers {error.code}: {error.read(500).decode(errors='replace')}"
+    return str(error)

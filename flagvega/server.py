@@ -1,0 +1,44 @@
+"""What an engine that serves must offer, and the registry that finds them. No engine is named here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flagvega.config.spec import Service, Spec
+from flagvega.engine import Backend
+from flagvega.errors import Fault
+from flagvega.layout.serving import Instance
+from flagvega.registry import Registry
+
+
+@dataclass(frozen=True)
+class Command:
+    """The process of one instance."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    """What clients call the model."""
+    start_s: int = 1800
+    """It is given up when it does not answer within this."""
+
+
+class Server(Backend, Protocol):
+    """The control side of an engine that serves: an OpenAI-compatible server per instance."""
+
+    def check_plan(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
+        """What the chips that the instances are on cannot do."""
+
+    def check_files(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
+        """Models that are not on this host, or that those chips do not compute; not asked by a dry run."""
+
+    def warnings(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[str]:
+        """What a user should know and nothing stops at."""
+
+    def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
+        """What starts an instance, of ``num_on_host`` that share its host."""
+
+
+servers: Registry[Server] = Registry("server", folder="backends", module="server", group="flagvega.servers")

@@ -1,0 +1,142 @@
+"""The keeper of serving instances, with engines that fail in the ways in which engines do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagvega.records import read_json_lines, write_json
+from tests.conftest import ROOT
+
+TOY = ROOT / "tests" / "toy" / "server.py"
+PATIENCE_S = 60.0
+
+
+class Kept:
+    """A keeper at work."""
+
+    def __init__(self, directory: Path, ways: list[str]) -> None:
+        self.directory, self.ports = directory, [free_port() for _ in ways]
+        for folder in ("job", "events", "logs"):
+            (directory / folder).mkdir()
+        instances = [
+            {"id": i, "argv": [sys.executable, str(TOY), str(port), way], "env": {}, "model": "toy", "start_s": 30,
+             "url": f"http://127.0.0.1:{port}"}
+            for i, (port, way) in enumerate(zip(self.ports, ways, strict=True))
+        ]  # fmt: skip
+        write_json(directory / "job" / "serve.json", {"instances": instances})
+        ranks = " ".join(str(i) for i in range(len(ways)))
+        env = {**os.environ, "FLAGVEGA_RANKS": ranks, "FLAGVEGA_LOGS": str(directory / "logs"), "PYTHONPATH": str(ROOT)}
+        argv = [sys.executable, "-P", "-m", "flagvega.serve.keeper", "--run-dir", str(directory)]
+        self.process = subprocess.Popen(argv, env=env)
+
+    def events(self, rank: int = 0, name: str = "") -> list[dict[str, Any]]:
+        found = read_json_lines(self.directory / "events" / f"rank-{rank}.jsonl")
+        return [event for event in found if not name or event["event"] == name]
+
+    def wait(self, seen: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not seen():
+            assert time.monotonic() < deadline, self.events()
+            time.sleep(0.05)
+
+    def ask(self, rank: int = 0, max_tokens: int = 1) -> dict[str, Any]:
+        body = json.dumps({"model": "toy", "prompt": "a", "max_tokens": max_tokens}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[rank]}/v1/completions", body) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
+    def stop(self, code: int = 143) -> int:
+        write_json(self.directory / "stop", {"code": code, "reason": "a test"})
+        return self.process.wait(PATIENCE_S)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
+    started: list[Kept] = []
+
+    def begin(*ways: str) -> Kept:
+        started.append(Kept(tmp_path, list(ways)))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        pids = [event["pid"] for rank in range(len(each.ports)) for event in each.events(rank, "start")]
+        each.process.kill()
+        each.process.wait()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_instances_serve_and_leave_with_the_code_that_was_asked_for(keep: Callable[..., Kept]) -> None:
+    kept = keep("", "")
+    kept.wait(lambda: kept.events(0, "serving") and kept.events(1, "serving"))
+    assert kept.ask(0)["pid"] != kept.ask(1)["pid"]
+    assert kept.stop(130) == 0
+    assert [kept.events(rank, "exit")[0]["code"] for rank in (0, 1)] == [130, 130]
+    assert not any(is_running(kept.events(rank, "start")[0]["pid"]) for rank in (0, 1))
+
+
+def test_an_engine_that_ends_by_itself_with_code_0_has_failed(keep: Callable[..., Kept]) -> None:
+    kept = keep("gone", "")
+    assert kept.process.wait(PATIENCE_S) == 1
+    assert [kept.events(rank, "exit")[0]["code"] for rank in (0, 1)] == [1, 143]
+    assert "ended by itself, with code 0" in kept.events(0, "exit")[0]["reason"]
+    assert not is_running(kept.events(1, "start")[0]["pid"])
+
+
+def test_an_engine_is_not_ready_by_its_health_alone(keep: Callable[..., Kept]) -> None:
+    kept = keep("sick")
+    assert kept.process.wait(PATIENCE_S) == 1
+    assert not kept.events(0, "serving")
+    assert "ended by itself" in kept.events(0, "exit")[0]["reason"]
+
+
+def test_an_engine_that_dies_while_it_serves_is_started_again_a_few_times(keep: Callable[..., Kept]) -> None:
+    kept = keep("")
+    for count in range(1, 5):
+        kept.wait(lambda count=count: len(kept.events(0, "serving")) == count)
+        os.kill(kept.events(0, "start")[-1]["pid"], signal.SIGKILL)
+    assert kept.process.wait(PATIENCE_S) == 1
+    assert len(kept.events(0, "restart")) == 3
+    assert "code -9" in kept.events(0, "exit")[0]["reason"]
+
+
+def test_what_was_begun_is_finished_when_it_is_stopped(keep: Callable[..., Kept]) -> None:
+    kept = keep("slow")
+    kept.wait(lambda: kept.events(0, "serving"))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(kept.ask, 0, 8)
+        time.sleep(0.5)
+        assert kept.stop() == 0
+        assert answer.result()["choices"]

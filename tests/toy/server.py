@@ -1,0 +1,48 @@
+"""A toy of an engine's server, in the ways in which real ones go wrong.
+
+``server.py PORT [WAY]``: ``sick`` answers ``/health`` and ends at its first request, with code 0; ``gone`` ends at
+once, with code 0; ``slow`` takes three seconds for a completion and finishes it at SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.answer({})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if WAY == "sick":
+            os._exit(0)
+        if WAY == "slow" and asked["max_tokens"] > 1:
+            time.sleep(2)
+        self.answer({"choices": [{"text": "a"}], "pid": os.getpid()})
+
+    def answer(self, document: object) -> None:
+        content = json.dumps(document).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        print("answered", flush=True)
+
+
+PORT, WAY = int(sys.argv[1]), "".join(sys.argv[2:])
+if WAY == "gone":
+    sys.exit(0)
+server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
+server.daemon_threads = False
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+server.serve_forever()
+server.server_close()

@@ -1,0 +1,146 @@
+"""Services in YAML: read, judged with all their faults, placed on devices, and turned into vLLM's command lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backends.vllm.arguments import TABLE, VLLM, arguments, words
+from flagvega.cli import main
+from flagvega.errors import ExitCode
+
+EXPERIMENT: dict[str, Any] = {
+    "experiment": {"exp_name": "s", "task": {"type": "serve"}},
+    "serve": [{"serve_id": "m", "engine_args": {"model": "model"}}],
+}
+Dryrun = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def dryrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dryrun:
+    """The JSON that a dry run of services answers, be it a plan or faults."""
+    monkeypatch.chdir(tmp_path)
+
+    def ask(services: Any, code: int = 0, **blocks: Any) -> dict[str, Any]:
+        text = yaml.safe_dump({**EXPERIMENT, **blocks, "serve": services})
+        (tmp_path / "exp.yaml").write_text(text)
+        assert main(["--config-path", ".", "--config-name", "exp", "action=dryrun", "output=json"]) == code
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document
+
+    return ask
+
+
+def service(name: str = "m", chip: str | None = None, replicas: int = 1, **given: Any) -> dict[str, Any]:
+    found = {"serve_id": name, "engine_args": {"model": "model", **given}, "resources": {"num_replicas": replicas}}
+    return found | ({"chip": chip} if chip else {})
+
+
+def whats(document: dict[str, Any]) -> str:
+    return "\n".join(f"{fault['where']}: {fault['what']} | {fault['fix']}" for fault in document["faults"])
+
+
+def test_a_service_becomes_vllms_own_command(dryrun: Dryrun) -> None:
+    document = dryrun([service(max_model_len=256, enforce_eager=True, enable_prefix_caching=False,
+                               compilation_config={"level": 0})])  # fmt: skip
+    (command,) = document["commands"]
+    argv = command["argv"]
+    assert argv[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    assert {"--host=127.0.0.1", "--port=8000", "--max-model-len=256", "--enforce-eager"} <= set(argv)
+    assert {"--no-enable-prefix-caching", '--compilation-config={"level": 0}'} <= set(argv)
+    assert argv[argv.index("--served-model-name") + 1] == "m"
+    assert command["env"]["VLLM_TARGET_DEVICE"] == "cpu"
+    assert command["env"]["HF_HUB_OFFLINE"] == "1"
+    assert document["plan"]["kind"] == "serve"
+
+
+def test_replicas_have_ports_and_devices_of_their_own(dryrun: Dryrun) -> None:
+    chips = {"nodes": [{"chip": "a800", "devices": 5}]}
+    document = dryrun([service("a", replicas=2, port=9000, tensor_parallel_size=2), service("b", port=9000)],
+                      cluster=chips)  # fmt: skip
+    placed = document["plan"]["decisions"]["instances"]
+    assert [each["port"] for each in placed] == [9000, 9001, 9002]
+    assert [each["devices"] for each in placed] == [[0, 1], [2, 3], [4]]
+    assert [each["env"]["CUDA_VISIBLE_DEVICES"] for each in document["commands"]] == ["0,1", "2,3", "4"]
+    assert "untested on hardware" in " ".join(document["warnings"])
+
+
+def test_more_instances_than_devices_are_refused(dryrun: Dryrun) -> None:
+    chips = {"nodes": [{"chip": "a800", "devices": 2}]}
+    faults = whats(dryrun([service(replicas=3)], ExitCode.CONFIG, cluster=chips))
+    assert "no 1 free for instance 2 of 'm': the host has 2 x" in faults
+
+
+def test_services_of_several_hosts_are_refused(dryrun: Dryrun) -> None:
+    chips = {"nodes": [{"chip": "a800", "host": "a"}, {"chip": "a800", "host": "b"}]}
+    assert "the cluster has 2" in whats(dryrun([service()], ExitCode.CONFIG, cluster=chips))
+
+
+def test_all_mistakes_are_named_with_their_places(dryrun: Dryrun) -> None:
+    wrong = service(max_model_length=5, dtype="float17", port="eighty", api_key="secret")
+    faults = whats(dryrun([wrong, {"serve_id": "m", "engine": "sglung"}, {"serve_id": "x", "module": "a.py"}],
+                          ExitCode.CONFIG))  # fmt: skip
+    for words_ in (
+        "exp.yaml:", "serve[0].engine_args.max_model_length", "did you mean", "'dtype' cannot be", "float16",
+        "'port': expected an integer", "export VLLM_API_KEY", "serve[1].engine", "known: vllm",
+        "not a Python module",
+    ):  # fmt: skip
+        assert words_ in faults, words_
+
+
+def test_arguments_by_engine_come_on_top_of_the_general_ones(dryrun: Dryrun) -> None:
+    entry = {**service(), "engine_args_specific": {"vllm": {"max_num_seqs": 4}, "sglang": {"page_size": 1}}}
+    assert "--max-num-seqs=4" in dryrun([entry])["commands"][0]["argv"]
+
+
+def test_what_a_chip_is_known_to_refuse_is_refused_with_the_engines_reason(dryrun: Dryrun) -> None:
+    given = service(chip="cpu", quantization="fp8")
+    assert "vLLM on cpu refuses quantization: fp8 | its reason:" in whats(dryrun([given], ExitCode.CONFIG))
+    given = service(chip="cpu", pipeline_parallel_size=2, enforce_eager=True)
+    assert "self.intermediate_tensors" in whats(dryrun([given], ExitCode.CONFIG))
+    dryrun([service(chip="cpu", pipeline_parallel_size=2)])
+    faults = whats(dryrun([service(chip="emu-l")], ExitCode.CONFIG))
+    assert "no vLLM is known for chip 'emu-l'" in faults
+
+
+def test_serving_and_training_do_not_mix(dryrun: Dryrun) -> None:
+    document = dryrun([service()], ExitCode.CONFIG, train={"model": {"num_layers": 2}})
+    assert "'train' means nothing" in whats(document)
+    task = {"experiment": {"exp_name": "s", "task": {"type": "train"}}, "train": {"model": {}}}
+    assert "'serve' means nothing" in whats(dryrun([service()], ExitCode.CONFIG, **task))
+
+
+def test_a_model_that_is_not_here_or_not_computed_is_found_before_anything_starts(
+    dryrun: Dryrun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dryrun([service(chip="cpu", port=8765)])
+    run = ["--config-path", ".", "--config-name", "exp", "action=run"]
+    assert main(run) == ExitCode.CONFIG
+    assert "no model in model" in capsys.readouterr().err
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"hidden_size": 160, "num_attention_heads": 4}))
+    assert main(run) == ExitCode.CONFIG
+    assert "does not compute attention heads of width 40" in capsys.readouterr().err
+
+
+def test_training_actions_refuse_services(dryrun: Dryrun, capsys: pytest.CaptureFixture[str]) -> None:
+    dryrun([service()])
+    assert main(["--config-path", ".", "--config-name", "exp", "action=plan"]) == ExitCode.CONFIG
+    assert "the task is to serve" in capsys.readouterr().err
+
+
+def test_the_table_is_of_the_version_that_it_says() -> None:
+    assert TABLE.read_text().startswith(f"# vLLM {VLLM};")
+    assert len(arguments()) > 250
+
+
+def test_values_become_words_that_no_shell_and_no_parser_mistakes() -> None:
+    given = {"served_model_name": ["a", "b c"], "chat_template": "-x; $(y)", "seed": 0, "enforce_eager": False}
+    assert list(words(given)) == [
+        *("--served-model-name", "a", "b c"), "--chat-template=-x; $(y)", "--seed=0", "--no-enforce-eager",
+    ]  # fmt: skip
