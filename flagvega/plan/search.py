@@ -1,39 +1,39 @@
 """Exact search, as far as its time allows: candidates in order of a bound that no simulation undercuts.
 
-Stages are decided from the last one backwards, because what a stage may hold in flight depends on its
-distance from the end. A partial plan is dropped when its bound reaches the best simulated time; what
-is left when the time is over gives the gap that is reported.
+Every plan has a load: the most that one of its stages adds to the first micro-batch's round. Plans are looked at by
+number of samples in a global micro-batch and by range of load: a table tells the least round of a range, and with the
+range's lower end a bound on its plans; a descent through the table finds them. What is left when the time is
+over gives the gap that is reported.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 
 from flagvega.errors import Fault, NoPlanError
-from flagvega.plan.bounds import Bounds, StageTimes
-from flagvega.plan.costs import Side
+from flagvega.plan.batch import Batch
+from flagvega.plan.descent import Descent, Node
 from flagvega.plan.simulate import lower_bound_s, simulate
-from flagvega.plan.space import Candidate, Problem, batch_sizes, cost_candidate, make_pipeline, sides
-from flagvega.plan.stages import StageCost, StageCosts, Work
+from flagvega.plan.space import Candidate, Problem, batch_sizes, cost_candidate, make_pipeline
+from flagvega.plan.table import Table
 
-STEP, HURRIED_STEP = 1.06, 1.25
-"""Looks for a first plan have limits that grow by this factor, and by the other when time runs short."""
-MAX_STAGES, COARSE_SHARE = 8, 0.5
-"""Where a kind of chip has more devices than this, plans with at most so many stages of it come first, for a share
-of the time: there are few of them."""
-HURRY = 0.7
-"""Time runs short when less than this share of it is left."""
+FIRST_LIMIT, STEP = 1.15, 1.2
+"""Until there is a plan, looks have a limit on the time of a step: so many times what it takes if nobody waits at all,
+and so many times the last one."""
 PATIENCE = 3.0
 """Until there is a first plan the search goes on for so many times its time."""
-NEAR = 1.01
-"""Looks for a better plan have a limit half way between the bound and the best, until these are this near."""
-MAX_LEVELS = 60
-"""After as many looks the limit is lifted: whatever exists is found."""
-FIRST_EXPANSIONS = 300
-"""Partial plans that a first look at some limit may expand; each look that it ends may twice as many next time."""
+MAX_LOOKS = 60
+"""After so many looks without a plan the limit is lifted: whatever exists is found."""
+FIRST_EXPANSIONS = 200
+"""Partial plans that a first descent into a range may expand; each may twice as many as the one before."""
+GLANCES, LOOSE, GLANCE_SHARE = (1.05, 1.12, 1.25), 1.6, 0.5
+"""Loads, as shares of the time of a step in which nobody waits, at which good plans are looked for; times that a
+step may then take; and the share of the time for these looks."""
+NARROW = 1e-3
+"""Ranges are not cut when they are within so much of the best time."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Found:
     bound_s: float
     """No plan of the space is faster than this."""
     num_simulated: int
+    others: tuple[tuple[Candidate, float], ...] = ()
+    """Plans of other shapes and their times, best first."""
 
     @property
     def gap(self) -> float:
@@ -52,283 +54,165 @@ class Found:
         return max(0.0, self.total_s / self.bound_s - 1) if self.bound_s else inf
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A suffix of the pipeline: the stages from some point to the end."""
-
-    bound_s: float
-    depth: int
-    layers: int
-    """Still to be placed."""
-    side: Side | None
-    left: int
-    """Devices of the side's group that are free."""
-    untouched: int
-    """Groups not used yet, as a bit set."""
-    num_slow: int
-    through_s: float
-    """Least time to the end of the step, seen from this point of the pipeline."""
-    round_s: float
-    """What the first micro-batch takes from this stage to the end and back."""
-    time_s: float
-    optimizer_s: float
-    stage: Work | None = None
-    is_slow: bool = False
-    """The boundary behind the stage keeps one more micro-batch in flight."""
-    later: _Node | None = None
-
-
-def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float) -> Found | None:
+def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int = 1) -> Found | None:
     """The best plan whose layout is accepted; None when there is none at all.
 
     :raises NoPlanError: when the time is over before a first plan is found.
 
     ``accept`` is asked only about plans better than all before, and refuses what cannot be placed.
     """
-    begin = time.monotonic()
-    state = _State(problem, accept, begin + time_s)
-    if any(group.count > MAX_STAGES for group in problem.machine.groups):
-        coarse = _batches(problem, lambda side: side.degrees.size * MAX_STAGES >= _count(problem, side))
-        _sweep(state, coarse, begin, time_s * COARSE_SHARE, patience=0.0)
-    batches = _batches(problem, lambda side: True)
-    _sweep(state, batches, begin, time_s, PATIENCE)
-    if state.best is None:
-        if any(batch.bound_s < inf for batch in batches):
-            raise NoPlanError(Fault("no layout was found in the time there was", "plan.time_s", "give it more seconds"))
-        return None
-    bound_s = min(state.best_s, *(batch.bound_s for batch in batches))
-    return Found(state.best, state.best_s, bound_s, state.num_simulated)
+    return _Search(problem, accept, time_s).run()
 
 
-def _count(problem: Problem, side: Side) -> int:
-    return problem.machine.groups[side.group].count
-
-
-def _batches(problem: Problem, keep: Callable[[Side], bool]) -> list[_Batch]:
-    return [batch for samples in batch_sizes(problem) if (batch := _Batch.of(problem, samples, keep))]
-
-
-def _sweep(state: _State, batches: list[_Batch], begin: float, time_s: float, patience: float) -> None:
-    """Look for plans in all batches, nearest bound first, until all is proven or the time since ``begin`` is over."""
-    deadline = begin + time_s
-    while batches and (left_s := deadline - time.monotonic()) > (0.0 if state.best else -patience * time_s):
-        rising = [batch for batch in batches if batch.level_s < state.best_s]
-        if rising:
-            batch = min(rising, key=lambda batch: batch.level_s)
-            batch.num_levels += 1
-            step = STEP if left_s > HURRY * time_s else HURRIED_STEP
-            limit_s = min(state.best_s, batch.level_s * step if batch.num_levels < MAX_LEVELS else inf)
-            batch.level_s = limit_s
-        else:
-            unproven = [batch for batch in batches if batch.bound_s < state.best_s]
-            if not unproven:
-                break
-            batch = min(unproven, key=lambda batch: batch.bound_s)
-            is_near = batch.bound_s * NEAR > state.best_s
-            limit_s = state.best_s if is_near else (batch.bound_s + state.best_s) / 2
-        if not state.look(batch, limit_s):
-            batch.max_expansions *= 2
+class _OutOfTimeError(Exception):
+    """The time is over in the middle of something."""
 
 
 @dataclass
-class _Batch:
-    """All plans with one number of samples in a global micro-batch."""
+class _Range:
+    """Plans of a batch with a load above ``low_s``, up to ``high_s``."""
 
-    costs: StageCosts
-    times: StageTimes
-    options: list[Side]
+    batch: Batch
+    low_s: float
+    high_s: float
     bound_s: float
-    """No plan of the batch is faster than this."""
-    level_s: float = 0.0
-    """Plans below this have been looked for, if not to the end."""
-    num_levels: int = 0
-    max_expansions: int = FIRST_EXPANSIONS
-    bounds: dict[float, Bounds] = field(default_factory=dict)
+    """None of them is faster."""
+    descent: Descent | None = None
+    limit_s: float = 0.0
+    """The descent knows those that take less."""
+    expansions: int = FIRST_EXPANSIONS
+    looks: int = 0
 
-    @classmethod
-    def of(cls, problem: Problem, samples: int, keep: Callable[[Side], bool]) -> _Batch | None:
-        """None when no stage of it can be held by anything."""
-        options = [side for side in sides(problem, samples) if keep(side)]
-        if not options:
-            return None
-        batch = cls(problem.stage_costs(samples), StageTimes(problem.stage_costs(samples, relaxed=True)), options, 0.0)
-        batch.bound_s = batch.level_s = batch._root_bound_s()
-        return batch if batch.bound_s < inf else None
-
-    def within(self, limit_s: float) -> Bounds:
-        """Bounds for plans that take less than ``limit_s``."""
-        if limit_s not in self.bounds:
-            self.bounds = {limit_s: Bounds(self.times, self.options, limit_s)}
-        return self.bounds[limit_s]
-
-    def _root_bound_s(self) -> float:
-        """The least limit, to a few per cent from below, within which all layers can be placed."""
-        loose = Bounds(self.times, self.options, inf).root_s()
-        if loose == inf:
-            return inf
-        low = high = self._fluid_s()
-        while Bounds(self.times, self.options, high).root_s() == inf:
-            low, high = high, high * 1.3
-        for _ in range(4):
-            middle = (low + high) / 2
-            if Bounds(self.times, self.options, middle).root_s() == inf:
-                low = middle
-            else:
-                high = middle
-        return low
-
-    def _fluid_s(self) -> float:
-        """Time if layers could be cut anywhere: device-seconds of all layers over all devices."""
-        rate = 0.0
-        for group, its in enumerate(self.costs.machine.groups):
-            layer = Work(0, 1, embedding=False, head=False)
-            least = min(
-                (self.times.costs.stage(side, layer, 1).time_s * side.degrees.size
-                 for side in self.options if side.group == group), default=inf
-            )  # fmt: skip
-            rate += its.count / least
-        return self.costs.num_micro_batches * self.costs.work.shape.layers / rate / 1.01
+    def next_limit_s(self) -> float:
+        """A limit beyond which nobody looks before there is a plan."""
+        self.looks += 1
+        return self.bound_s * (FIRST_LIMIT if self.looks == 1 else STEP) if self.looks < MAX_LOOKS else inf
 
 
-class _State:
+class _Search:
     """The search as it goes."""
 
-    def __init__(self, problem: Problem, accept: Callable[[Candidate], bool], deadline: float) -> None:
-        self.problem, self._accept, self._deadline = problem, accept, deadline
+    def __init__(self, problem: Problem, accept: Callable[[Candidate], bool], time_s: float) -> None:
+        self._problem, self._accept = problem, accept
+        self._begin, self._time_s = time.monotonic(), time_s
         self.best: Candidate | None = None
         self.best_s = inf
         self.num_simulated = 0
+        self._simulated: set[Candidate] = set()
 
-    def look(self, batch: _Batch, limit_s: float) -> bool:
-        """Look for plans below ``limit_s``, raise the batch's bound by what is ruled out; whether to the end."""
-        open_s = self._look(batch, limit_s)
-        batch.bound_s = max(batch.bound_s, min(limit_s, open_s))
-        return open_s == inf
+    def run(self) -> Found | None:
+        """Look into the range with the least bound, until no bound is below the best time."""
+        batches = [Batch(self._problem, samples) for samples in batch_sizes(self._problem)]
+        self._ranges = [_Range(batch, batch.least_load_s, inf, batch.fluid_s) for batch in batches if batch.is_possible]
+        try:
+            self._glance()
+            while self._ranges:
+                self._tick()
+                its = min(self._ranges, key=lambda its: its.bound_s)
+                if its.bound_s >= self.best_s:
+                    break
+                rest = self._look(its)
+                self._ranges.remove(its)
+                self._ranges += rest
+        except _OutOfTimeError:
+            if self.best is None:
+                fault = Fault("no layout was found in the time there was", "plan.time_s", "give it more seconds")
+                raise NoPlanError(fault) from None
+        if self.best is None:
+            return None
+        bound_s = min([self.best_s, *(its.bound_s for its in self._ranges)])
+        return Found(self.best, self.best_s, bound_s, self.num_simulated)
 
-    def _look(self, batch: _Batch, limit_s: float) -> float:
-        """The least bound of what is left to be looked at; infinite when that is nothing."""
-        bounds = batch.within(limit_s)
-        everything = (1 << len(self.problem.machine.groups)) - 1
-        stack = [_Node(0.0, 0, self.problem.work.shape.layers, None, 0, everything, 0, 0.0, 0.0, 0.0, 0.0)]
-        for expansions in range(10**12):
+    def _glance(self) -> None:
+        """Look at loads that good plans have, at the middle numbers of samples first."""
+        until = self._begin + GLANCE_SHARE * self._time_s
+        middle = len(self._ranges) / 2
+        order = sorted(range(len(self._ranges)), key=lambda i: abs(i + 0.5 - middle))
+        for whole in [self._ranges[i] for i in order]:
+            for share in GLANCES:
+                cap_s, limit_s = share * whole.batch.fluid_s, min(self.best_s, LOOSE * whole.batch.fluid_s)
+                too_late = time.monotonic() > until
+                if too_late or not whole.low_s < cap_s < limit_s - whole.batch.least_sum_s:
+                    break
+                part = _Range(whole.batch, whole.low_s, cap_s, whole.bound_s)
+                self._tabulate(part, limit_s)
+                self._ranges.append(part)
+                whole.low_s, whole.bound_s = cap_s, max(whole.bound_s, cap_s + whole.batch.least_sum_s)
+                if part.bound_s < limit_s:
+                    self._descend(part)
+                    break
+
+    def _tick(self) -> None:
+        allowed_s = self._time_s * (PATIENCE if self.best is None else 1)
+        if time.monotonic() - self._begin > allowed_s:
+            raise _OutOfTimeError
+
+    def _look(self, its: _Range) -> list[_Range]:
+        """Look for plans in a range; what is left of it."""
+        if its.descent is None or its.limit_s < self.best_s:
+            self._tabulate(its, self.best_s if self.best else its.next_limit_s())
+        load_s = self._descend(its) if its.bound_s < min(its.limit_s, self.best_s) else None
+        if load_s is None:
+            its.bound_s, its.descent = max(its.bound_s, its.limit_s), None
+            return [its] if its.limit_s < self.best_s else []
+        its.expansions *= 2
+        return self._cut(its, load_s) if self.best else [its]
+
+    def _tabulate(self, its: _Range, limit_s: float) -> None:
+        """Make the table of all plans of a range that take less than a limit."""
+        high_s = min(its.high_s, limit_s - its.batch.least_sum_s)
+        least_s = inf
+        if its.low_s < high_s or limit_s == inf:
+            table = Table(its.batch, high_s, limit_s, limit_s - its.low_s, self._tick)
+            its.descent, least_s = Descent(table, its.low_s), table.least_s
+        its.limit_s = limit_s
+        its.bound_s = max(its.bound_s, min(limit_s, its.low_s + least_s))
+
+    def _cut(self, its: _Range, load_s: float) -> list[_Range]:
+        """Two ranges in place of one, above and below the load of a plan that was found."""
+        assert its.descent is not None
+        low_s, high_s, batch = its.low_s, min(its.high_s, self.best_s - its.batch.least_sum_s), its.batch
+        if high_s - low_s < NARROW * self.best_s:
+            return [its]
+        middle_s = (low_s + high_s) / 2
+        if load_s > low_s:
+            middle_s = min(middle_s, load_s)
+        below = _Range(batch, low_s, middle_s, its.bound_s)
+        its.low_s = middle_s
+        its.bound_s = max(its.bound_s, middle_s + its.descent.table.least_s)
+        return [below, its]
+
+    def _descend(self, its: _Range) -> float | None:
+        """Simulate plans of a range; the load of the first one, or None when all have been looked at."""
+        descent = its.descent
+        assert descent is not None
+        descent.least_load_s = its.low_s
+        stack = descent.roots(self.best_s)
+        first_s = inf
+        for _ in range(its.expansions):
             if not stack:
-                return inf
+                return None
             node = stack.pop()
-            below_s = min(limit_s, self.best_s)
-            if node.bound_s >= below_s:
+            if node.bound_s >= self.best_s:
                 continue
-            is_complete = node.stage is not None and node.stage.embedding
-            if is_complete:
-                self._judge(node, batch, below_s)
-                continue
-            is_late = self.best is not None and time.monotonic() > self._deadline
-            if expansions > batch.max_expansions or is_late:
-                return min(node.bound_s, *(other.bound_s for other in stack))
-            children = [child for child in self._expand(node, batch, bounds, below_s) if child.bound_s < below_s]
-            stack += sorted(children, key=lambda child: -child.bound_s)
-        raise AssertionError("unreachable")
+            if node.is_complete:
+                first_s = min(first_s, node.load_s)
+                self._judge(descent, node)
+            else:
+                self._tick()
+                stack += descent.children(node, self.best_s)
+        return first_s
 
-    def _expand(self, node: _Node, batch: _Batch, bounds: Bounds, below_s: float) -> Iterator[_Node]:
-        """The stages that may come before a suffix."""
-        choices = self.problem.choices
-        if choices.num_stages is not None and node.depth >= choices.num_stages:
-            return
-        groups = self.problem.machine.groups
-        for side in batch.options:
-            is_same = node.side is not None and side.group == node.side.group
-            if not is_same and not node.untouched >> side.group & 1:
-                continue
-            left = (node.left if is_same else groups[side.group].count) - side.degrees.size
-            if left < 0:
-                continue
-            untouched = node.untouched if is_same else node.untouched & ~(1 << side.group)
-            transfer_s = batch.costs.transfer_s(side, node.side) if node.side is not None else 0.0
-            for is_slow in self._slowness(node, is_same):
-                place = _Place(side, left, untouched, node.num_slow + is_slow, transfer_s, is_slow)
-                yield from self._fill(node, batch, bounds, below_s, place)
-
-    def _slowness(self, node: _Node, is_same: bool) -> tuple[bool, ...]:
-        """Whether the boundary to the suffix may, or must, keep one more micro-batch in flight."""
-        if node.side is None or is_same or not self.problem.choices.slow_boundaries:
-            return (False,)
-        return (False, True)
-
-    def _fill(self, node: _Node, batch: _Batch, bounds: Bounds, below_s: float, place: _Place) -> Iterator[_Node]:
-        """A stage at a place with every number of layers."""
-        costs, m = batch.costs, batch.costs.num_micro_batches
-        is_last = node.side is None
-        in_flight = node.depth + 1 + place.num_slow
-        fewest = 0 if is_last or node.layers == 0 else 1
-        for layers in range(fewest, node.layers + 1):
-            begin = node.layers - layers
-            for is_first in (False, True) if begin == 0 and node.layers else (begin == 0,):
-                if is_first and not self._may_begin(place.side, node.depth + 1, costs.samples):
-                    continue
-                work = Work(begin, node.layers, is_first, is_last)
-                stage = costs.stage(place.side, work, in_flight)
-                if m * stage.time_s >= below_s:
-                    return
-                if not costs.fits(place.side, stage):
-                    if is_first:
-                        continue
-                    return
-                round_s = node.round_s + stage.time_s + 2 * place.transfer_s
-                through_s = max(node.through_s + stage.time_s + 2 * place.transfer_s, m * stage.time_s)
-                if not is_last:
-                    through_s = max(through_s, round_s + _pair_s(stage, node.time_s, place, in_flight, m))
-                optimizer_s = max(node.optimizer_s, stage.optimizer_s)
-                rest_s = 0.0
-                if not is_first:
-                    rest_s = bounds.least_s(begin, in_flight, place.side.group, place.left, place.untouched)
-                yield _Node(
-                    through_s + rest_s + optimizer_s, node.depth + 1, begin, place.side, place.left, place.untouched,
-                    place.num_slow, through_s, round_s, stage.time_s, optimizer_s, work, place.is_slow, node,
-                )  # fmt: skip
-
-    def _may_begin(self, side: Side, num_stages: int, samples: int) -> bool:
-        choices = self.problem.choices
-        if choices.num_stages not in (None, num_stages):
-            return False
-        return choices.micro_batch_size in (None, samples // side.degrees.dp)
-
-    def _judge(self, node: _Node, batch: _Batch, below_s: float) -> None:
+    def _judge(self, descent: Descent, node: Node) -> None:
         """Simulate a whole plan, unless its bound says that it cannot be better."""
-        candidate = _candidate(node, batch.costs.samples)
-        pipeline = make_pipeline(candidate, batch.costs, cost_candidate(candidate, batch.costs))
-        if lower_bound_s(pipeline) >= below_s:
+        candidate, costs = descent.candidate(node), descent.batch.costs
+        if candidate in self._simulated:
+            return
+        self._simulated.add(candidate)
+        pipeline = make_pipeline(candidate, costs, cost_candidate(candidate, costs))
+        if lower_bound_s(pipeline) >= self.best_s:
             return
         self.num_simulated += 1
         total_s = simulate(pipeline).total_s
         if total_s < self.best_s and self._accept(candidate):
             self.best, self.best_s = candidate, total_s
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the next earlier stage would be."""
-
-    side: Side
-    left: int
-    untouched: int
-    num_slow: int
-    transfer_s: float
-    is_slow: bool
-
-
-def _pair_s(stage: StageCost, next_s: float, place: _Place, in_flight: int, m: int) -> float:
-    """What is left after the first round, by the loop over the boundary behind a stage: see ``lower_bound_s``."""
-    step = 3 if place.is_slow else 2
-    loops = (m - 1 - in_flight) // step + 1 if m > in_flight else 0
-    return loops * (stage.time_s + next_s + 2 * place.transfer_s) + (m - 1 - loops * step) * stage.backward_s
-
-
-def _candidate(node: _Node, samples: int) -> Candidate:
-    stages: list[tuple[Side, Work]] = []
-    slow: list[int] = []
-    here: _Node | None = node
-    while here is not None and here.side is not None and here.stage is not None:
-        if here.is_slow:
-            slow.append(len(stages))
-        stages.append((here.side, here.stage))
-        here = here.later
-    return Candidate(samples, tuple(stages), tuple(slow))

@@ -136,23 +136,27 @@ def lower_bound_s(pipeline: Pipeline) -> float:
 
     For ``s <= u``: the first micro-batch reaches the end and comes back to ``s``; then, as long as forwards are
     left, every ``k_s - k_u + 1`` micro-batches take at least the loop; then ``s`` has backwards left; then
-    the last gradient goes down to stage 0.
+    the last gradient goes down to stage 0, which has its own gradients to reduce. Or: after the first backward of
+    ``s`` a forward and a backward for each micro-batch but the last ``k_s``, then the last one's way to the end and
+    back.
     """
     f, b, c, k = pipeline.forward, pipeline.backward, pipeline.transfer, pipeline.in_flight
     m, num = pipeline.num_micro_batches, pipeline.num_stages
     times = [x + y for x, y in zip(f, b, strict=True)]
     worst = simple_bound_s(times, c, m)
+    round_s = sum(times) + 2 * sum(c)
     before = 0.0
     for s in range(num):
-        first_back = before + sum(times[s:]) + 2 * sum(c[s:])
+        if m > k[s]:
+            worst = max(worst, 2 * round_s - before + (m - 1 - k[s]) * times[s])
         loop = 0.0
         for u in range(s, num):
             loop += times[u]
             step = k[s] - k[u] + 1
             loops = (m - 1 - k[s]) // step + 1 if m > k[s] else 0
-            worst = max(worst, first_back + loops * loop + (m - 1 - loops * step) * b[s])
+            worst = max(worst, round_s + loops * loop + (m - 1 - loops * step) * b[s])
             if u + 1 < num:
                 loop += 2 * c[u]
         if s + 1 < num:
             before += times[s] + 2 * c[s]
-    return worst + max(pipeline.optimizer)
+    return worst + pipeline.reduction[0] + max(pipeline.optimizer)

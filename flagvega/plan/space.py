@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
-from flagvega.model.workload import Choices, Workload
+from flagvega.model.workload import Choices, KeptMesh, Workload
 from flagvega.plan.costs import Costs, Degrees, Side
 from flagvega.plan.machine import Machine
 from flagvega.plan.simulate import Pipeline
@@ -27,6 +28,31 @@ class Problem:
     is_legal: Callable[[Side], bool]
     objective: Literal["time", "cost"] = "time"
     """What the best plan has least of: seconds of a step, or their price."""
+
+    @cached_property
+    def kept(self) -> dict[int, KeptMesh]:
+        """By group: meshes that every plan has."""
+        chips = [group.chip for group in self.machine.groups]
+        return {chips.index(mesh.chip): mesh for mesh in self.choices.kept if mesh.chip in chips}
+
+    def devices(self, group: int) -> int:
+        """Devices of a group that a plan may use."""
+        if group in self.kept:
+            mesh = self.kept[group]
+            return mesh.tp * mesh.cp * mesh.dp * mesh.pp
+        return self.machine.groups[group].count
+
+    def may_follow(self, group: int, other: int) -> bool:
+        """Whether stages on another kind of chip may come right behind those on a group."""
+        order = self.choices.order
+        if order is None:
+            return True
+        first, second = (order.index(self.machine.groups[i].chip) for i in (group, other))
+        return first < second
+
+    def may_begin(self, side: Side, samples: int) -> bool:
+        """Whether a side may hold the first stage."""
+        return self.choices.micro_batch_size in (None, samples // side.degrees.dp)
 
     def stage_costs(self, samples: int, relaxed: bool = False) -> StageCosts:
         """Costs of stages for one number of samples in a global micro-batch."""
@@ -105,16 +131,27 @@ def all_sides(problem: Problem, samples: int) -> list[Side]:
 
 def _degrees(problem: Problem, group: int, samples: int) -> Iterator[Degrees]:
     its, choices, shape = problem.machine.groups[group], problem.choices, problem.work.shape
+    if choices.order is not None and its.chip not in choices.order:
+        return
+    if group in problem.kept:
+        yield from _kept(problem, group, samples)
+        return
     experts = shape.experts.num if shape.experts is not None else 1
     cps = choices.cp or ((1, 2, 4, 8) if problem.work.seq >= LONG_SEQUENCE else (1,))
     for tp in choices.tp or _powers(its.node_size):
-        if tp > its.node_size:
+        if tp > min(its.node_size, choices.max_tp or tp):
             continue
         for cp in cps:
             for dp in (size for size in range(1, its.count // (tp * cp) + 1) if samples % size == 0):
                 for ep in choices.ep or [ep for ep in _powers(experts) if experts % ep == 0]:
                     for etp in choices.etp or dict.fromkeys((tp, 1) if experts > 1 else (tp,)):
                         yield from _first_legal(problem, group, Degrees(tp, cp, ep, etp, dp))
+
+
+def _kept(problem: Problem, group: int, samples: int) -> Iterator[Degrees]:
+    its = problem.kept[group]
+    if samples % its.dp == 0 and problem.devices(group) <= problem.machine.groups[group].count:
+        yield from _first_legal(problem, group, Degrees(its.tp, its.cp, its.ep, its.etp, its.dp))
 
 
 def _first_legal(problem: Problem, group: int, degrees: Degrees) -> Iterator[Degrees]:
