@@ -140,15 +140,21 @@ def _judge_ranks(runs: Sequence[Run], constants: Constants) -> list[Verdict]:
 
 
 def _judge_bridge(runs: Sequence[Run], constants: Constants) -> list[Verdict]:
-    """Megatron-Bridge: the newest release of each run, one scale for each chip and element type."""
-    its = newest([run for run in runs if run.source == "Megatron-Bridge" and not run.is_fully_sharded])
-    predicted = {run: run.predict(constants) for run in its}
-    by_type = grouped(its, lambda run: (run.chip, run.dtype))
-    scale = {key: median(run.value / predicted[run] for run in rows) for key, rows in by_type.items()}
+    """Megatron-Bridge: the newest release of each run, scaled for each chip and element type as older releases say."""
+    all_runs = [run for run in runs if run.source == "Megatron-Bridge" and not run.is_fully_sharded]
+    its = newest(all_runs)
+    predicted = {run: run.predict(constants) for run in all_runs}
+    older = grouped([run for run in all_runs if run not in its], lambda run: (run.chip, run.dtype))
+    scale = {key: median(run.value / predicted[run] for run in rows) for key, rows in older.items()}
+    num_fitted = sum(map(len, older.values()))
     found = []
     for family, rows in grouped(its, _family).items():
-        scaled = [predicted[run] * scale[run.chip, run.dtype] for run in rows]
-        name, fold, counts = f"Megatron-Bridge, {family}", "scale per chip and type", (len(its), len(scale))
+        scaled = [predicted[run] * scale.get((run.chip, run.dtype), 1.0) for run in rows]
+        name, fold, counts = (
+            f"Megatron-Bridge, {family}",
+            "newest release; older scale each chip and type",
+            (num_fitted, len(scale)),
+        )
         if len(rows) >= FEWEST:
             rank = correlate([-run.value / run.tokens for run in rows],
                              [-time_s / run.tokens for time_s, run in zip(scaled, rows, strict=True)])  # fmt: skip
