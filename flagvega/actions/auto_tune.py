@@ -6,15 +6,18 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from rich.console import Console
 
 from flagvega.actions import run as run_action
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import decide
 from flagvega.actions.follow import environment, ready
+from flagvega.config.blocks import AutoTuner
 from flagvega.config.spec import Spec
 from flagvega.errors import ExitCode, Fault, PreflightError
 from flagvega.layout.codec import plan_to_json
@@ -27,7 +30,7 @@ from flagvega.tune.measure import Limits
 from flagvega.tune.pool import Pool
 from flagvega.tune.question import Part, Question, ask
 from flagvega.tune.search import Guided, Order, grid, shuffled
-from flagvega.tune.study import Study, Trial
+from flagvega.tune.study import Study, Trial, decode
 from flagvega.tune.trial import Outcome, read_outcome, start, stop
 from flagvega.tune.tuner import Budget, Progress, Tuner, fingerprint
 from flagvega.tune.view import View, summary_lines, tune_page
@@ -81,10 +84,6 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def _defaults() -> Mapping[str, Any]:
-    from dataclasses import asdict
-
-    from flagvega.config.blocks import AutoTuner
-
     return asdict(AutoTuner())
 
 
@@ -103,7 +102,7 @@ def _tuner(call: Call, question: Question, study: Study, settings: Mapping[str, 
 
         order = Sampled.open(pool, study.root, call.spec.name, algo["seed"])
     patience = None if algo["name"] == "grid" else control["patience"]
-    budget = Budget(control["max_trials"], control["max_time"], patience)
+    budget = Budget(control["max_trials"], control["max_time"], patience, control["min_trials"])
 
     def limits(best_s: float | None) -> Limits:
         return Limits(
@@ -112,7 +111,8 @@ def _tuner(call: Call, question: Question, study: Study, settings: Mapping[str, 
         )  # fmt: skip
 
     def run(folder: Path, part: Part, plan: Plan | None, its: Limits) -> Outcome:
-        return run_trial(call, trial_spec(part.spec, folder, plan), folder, its)
+        num_steps = its.warmup_iters + its.max_iters + 1
+        return run_trial(call, trial_spec(part.spec, folder, plan, num_steps), folder, its)
 
     progress = Progress(study, pool, order, budget)
     return Tuner(question, call.spec, call.engine, progress, _base_key(call.spec, question), run, limits)
@@ -131,15 +131,18 @@ def _base_key(spec: Spec, question: Question) -> str:
     })  # fmt: skip
 
 
-def trial_spec(spec: Spec, folder: Path, plan: Plan | None) -> Spec:
-    """What a trial runs: the candidate, shortened, in its own folder."""
+def trial_spec(spec: Spec, folder: Path, plan: Plan | None, num_steps: int = 0) -> Spec:
+    """What a trial runs: the candidate in its own folder, for at least so many steps."""
     blocks = {name: block for name, block in spec.blocks.items() if name not in ("plan", "auto_tuner")}
     if plan is not None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_json(folder / "plan.json", plan_to_json(plan))
         blocks["plan"] = {"file": str(folder / "plan.json")}
-    return replace(spec, exp_dir=folder, arguments={**spec.arguments, **SHORT}, blocks=blocks)
+    arguments = {**spec.arguments, **SHORT}
+    if (given := arguments.get("train_iters")) is not None:
+        arguments["train_iters"] = max(given, num_steps)
+    return replace(spec, exp_dir=folder, arguments=arguments, blocks=blocks)
 
 
 def run_trial(call: Call, spec: Spec, folder: Path, limits: Limits) -> Outcome:
@@ -166,9 +169,7 @@ def run_trial(call: Call, spec: Spec, folder: Path, limits: Limits) -> Outcome:
     return outcome
 
 
-def _silence() -> Any:
-    from rich.console import Console
-
+def _silence() -> Console:
     return Console(stderr=True, quiet=True)
 
 
@@ -214,8 +215,6 @@ def _write_report(spec: Spec, question: Question, tuner: Tuner) -> None:
 
 def best_spec(spec: Spec, call: Call, tuner: Tuner, best: Trial) -> Spec:
     """The experiment with the best candidate's choices."""
-    from flagvega.tune.study import decode
-
     point = decode(best.point)
     part = tuner.question.by_settings[point.settings]
     blocks = {name: block for name, block in part.spec.blocks.items() if name != "plan"}
@@ -226,8 +225,6 @@ def best_spec(spec: Spec, call: Call, tuner: Tuner, best: Trial) -> Spec:
 
 def _write_best(spec: Spec, call: Call, tuner: Tuner, best: Trial) -> dict[str, Path]:
     """``best/plan.json`` and ``best/experiment.yaml``."""
-    from flagvega.tune.study import decode
-
     folder = tuner.progress.study.root / "best"
     folder.mkdir(exist_ok=True)
     point = decode(best.point)

@@ -25,6 +25,8 @@ class TuneControl:
     """Seconds that a trial may take, its start included; one that takes more counts as hanging."""
     max_time: int | None = field(default=None, metadata={"minimum": 1})
     """Seconds that all trials may take together."""
+    min_trials: int = field(default=5, metadata={"minimum": 1})
+    """Trials at least, even where none that is left is likely to be faster."""
     max_trials: int | None = field(default=None, metadata={"minimum": 1})
     """Trials at most."""
     patience: int | None = field(default=8, metadata={"minimum": 1})

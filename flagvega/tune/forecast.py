@@ -88,7 +88,7 @@ class Forecast:
             plain = corrected(mesh, samples, 0.0)
             if i == num - 1:
                 head = self._head_s(shape) / np.maximum(time[i], 1e-12)
-                plain = plain * (corrected(mesh, samples, 1.0) / plain) ** head
+                time[i] = time[i] * (corrected(mesh, samples, 1.0) / plain) ** head
             time[i] = time[i] * plain
         transfers = [costs.transfer_s(self._side(a), self._side(b)) for a, b in zip(meshes, meshes[1:], strict=False)]
         before = np.zeros(len(splits))

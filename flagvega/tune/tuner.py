@@ -37,6 +37,8 @@ class Budget:
     max_trials: int | None = None
     max_time_s: float | None = None
     patience: int | None = None
+    min_trials: int = 1
+    """Before the model is believed that none that is left is faster."""
 
 
 @dataclass
@@ -146,7 +148,7 @@ class Tuner:
             return ""
         if budget.patience is not None and (since := _since_better(trials)) >= budget.patience:
             return f"the last {since} trials were no better"
-        if isinstance(progress.order, Guided) and best.time_s is not None:
+        if isinstance(progress.order, Guided) and best.time_s is not None and len(trials) >= budget.min_trials:
             bound_s = progress.order.bound_s()
             if bound_s == float("inf"):
                 return "" if not trials else "all candidates have been tried"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import psutil
 import pytest
 
 from tests.toy.cli import call, start
+from tests.toy.job import ROOT
 from tests.toy.tuning import PYTHONPATH, read_trials, write_search
 
 SPACE = "{step_s: [0.05, 0.02, 0.08, 0.03, 0.06, 0.04], trouble: [none, crash]}"
@@ -28,9 +31,8 @@ def relatives(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def kill_after(conf: Path, folder: Path, delay_s: float) -> bool:
-    """Start a search, kill it with -9 after a while, and see that nothing of it stays; whether it was still at it."""
-    process = start(conf, "action=auto_tune", PYTHONPATH=PYTHONPATH)
+def kill_after(process: subprocess.Popen[str], folder: Path, delay_s: float) -> bool:
+    """Kill a search with -9 after a while, and see that nothing of it stays; whether it was still at it."""
     try:
         time.sleep(delay_s)
         was_alive = process.poll() is None
@@ -44,6 +46,10 @@ def kill_after(conf: Path, folder: Path, delay_s: float) -> bool:
     return was_alive
 
 
+def search(conf: Path) -> subprocess.Popen[str]:
+    return start(conf, "action=auto_tune", PYTHONPATH=PYTHONPATH)
+
+
 @pytest.mark.parametrize("num_kills", [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_a_killed_search_goes_on_to_the_same_best_with_no_trial_lost_or_doubled(tmp_path, num_kills):
     rng = random.Random(7)
@@ -51,7 +57,7 @@ def test_a_killed_search_goes_on_to_the_same_best_with_no_trial_lost_or_doubled(
     seen: list[dict] = []
     num_in_action = 0
     for _ in range(num_kills):
-        num_in_action += kill_after(conf, tmp_path, rng.uniform(0.3, 4.0))
+        num_in_action += kill_after(search(conf), tmp_path, rng.uniform(0.3, 4.0))
         trials = read_trials(tmp_path)
         assert trials[: len(seen)] == seen
         seen = trials
@@ -66,4 +72,31 @@ def test_a_killed_search_goes_on_to_the_same_best_with_no_trial_lost_or_doubled(
     assert len({trial["number"] for trial in trials}) == len(trials)
     good = [trial for trial in trials if trial["status"] == "ok"]
     assert min(good, key=lambda trial: trial["time_s"])["values"]["step_s"] == 0.02
+    assert relatives(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_so_does_a_search_with_the_real_engine(tmp_path):
+    words = [
+        sys.executable, str(ROOT / "run.py"), "--config-path", "examples/gpt/conf", "--config-name", "one", 
+        "cluster={nodes: [{chip: emu-l}]}",
+        "action=auto_tune", f"experiment.exp_dir={tmp_path}/out",
+        "experiment.auto_tuner={space: {micro_batch_size: [1, 2, 4]}, algo: {name: grid}, control: "
+        "{warmup_iters: 1, train_iters: 2, max_iters: 2, run_best: false}}",
+    ]  # fmt: skip
+    rng, seen = random.Random(5), list[dict]()
+    for _ in range(2):
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        kill_after(process, tmp_path, rng.uniform(4.0, 14.0))
+        trials = read_trials(tmp_path)
+        assert trials[: len(seen)] == seen
+        seen = trials
+
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    trials = read_trials(tmp_path)
+    assert trials[: len(seen)] == seen
+    assert sorted(trial["values"]["micro_batch_size"] for trial in trials) == [1, 2, 4]
     assert relatives(tmp_path) == []
