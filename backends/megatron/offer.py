@@ -13,7 +13,7 @@ from backends.megatron.shape import shape_from_arguments
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.plan import Plan
-from flagvega.model.workload import Choices, Offer, Workload
+from flagvega.model.workload import Choices, Kernels, Offer, Workload
 
 _GIVEN_BY_HAND = (
     "hetero_process_meshes",
@@ -135,4 +135,11 @@ def read_workload(spec: Spec) -> Workload:
         gradient_bytes=4 if in_fp32 else 2,
         optimizer_bytes=moments if dtype == "fp32" else moments + 4,
         overlap_reduction=settings["overlap_grad_reduce"],
+        kernels=Kernels(repeats_attention=_repeats_attention(settings)),
     )
+
+
+def _repeats_attention(settings: dict[str, Any]) -> bool:
+    """Whether selective recompute is asked for, and of attention (which it is, where no module is named)."""
+    granularity = settings["recompute_granularity"] or ("selective" if settings["recompute_activations"] else None)
+    return granularity == "selective" and "core_attn" in (settings["recompute_modules"] or ["core_attn"])
