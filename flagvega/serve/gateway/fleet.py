@@ -1,0 +1,152 @@
+"""All instances, and which of them is to answer a request: the one that is expected to finish it first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from flagvega.serve.gateway.errors import ApiError, overloaded, unavailable
+from flagvega.serve.gateway.instance import Flight, Forecast, Instance
+from flagvega.serve.gateway.prefixes import BLOCK_CHARACTERS, BLOCK_TOKENS
+from flagvega.serve.gateway.question import Question
+from flagvega.serve.gateway.settings import Settings
+
+CHARACTERS_PER_TOKEN: Final = 4.0
+OUTPUT_TOKENS: Final = 256.0
+"""Of an answer that nothing is known about yet."""
+KEPT: Final = 0.95
+"""Weight of what was known before, at each new answer."""
+ALIKE: Final = 0.02
+"""Instances whose forecasts differ by less than this share take turns."""
+
+
+class Fleet:
+    """The instances, and what is known about requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        slow_start_s = settings.probing.slow_start_s
+        self.instances = tuple(Instance(each, slow_start_s) for each in settings.instances)
+        self.draining = False
+        """Whether nothing new is taken."""
+        self._characters_per_token = CHARACTERS_PER_TOKEN
+        self._output_tokens: dict[str, float] = {}
+
+    # ---- what there is ----
+
+    def ready(self) -> list[Instance]:
+        """Those that serve."""
+        return [each for each in self.instances if each.state == "ready"]
+
+    def models(self) -> dict[str, int | None]:
+        """Models that are served, with the tokens that each can hold."""
+        found: dict[str, int | None] = {}
+        for each in self.ready():
+            for model in each.models:
+                found[model] = max(filter(None, (found.get(model), each.max_tokens)), default=None)
+        return found
+
+    @property
+    def num_flights(self) -> int:
+        """Requests that are being answered."""
+        return sum(len(each.flights) for each in self.instances)
+
+    # ---- what is known about requests ----
+
+    def prompt_tokens(self, question: Question) -> float:
+        """Tokens of a prompt, as estimated."""
+        return question.num_ids + question.num_characters / self._characters_per_token
+
+    def output_tokens(self, question: Question) -> float:
+        """Tokens of an answer, as expected."""
+        usual = self._output_tokens.get(question.model, OUTPUT_TOKENS)
+        return min(usual, question.max_tokens or usual) * question.num_answers
+
+    def learn(self, question: Question, prompt_tokens: int | None, num_tokens: int) -> None:
+        """An answer ended."""
+        if prompt_tokens and question.num_characters > 64 and not question.num_ids:
+            seen = question.num_characters / prompt_tokens
+            self._characters_per_token = KEPT * self._characters_per_token + (1 - KEPT) * seen
+        length = num_tokens / question.num_answers
+        usual = self._output_tokens.get(question.model, length)
+        self._output_tokens[question.model] = max(1.0, KEPT * usual + (1 - KEPT) * length)
+
+    # ---- choosing ----
+
+    def check(self, question: Question) -> None:
+        """Refuse what no instance can serve, whatever the load.
+
+        :raises ApiError: unknown model, or a prompt that is too long.
+        """
+        if self.draining:
+            raise unavailable("the gateway is about to stop and takes nothing new")
+        models = self.models()
+        if not models:
+            raise unavailable("no instance serves just now")
+        if question.model not in models:
+            what = f"there is no model '{question.model}' here; GET /v1/models lists what is served"
+            raise ApiError(404, what, "not_found_error", "model_not_found", "model")
+        limit = self.settings.limits.prompt_tokens
+        if limit is None and question.num_answers == 1:
+            # An estimate refuses only what is far beyond: the engine counts.
+            limit = 2 * (models[question.model] or 0) or None
+        if limit and (tokens := round(self.prompt_tokens(question))) > limit:
+            what = f"the prompt has about {tokens} tokens, and {limit} are the limit"
+            raise ApiError(400, what, code="context_length_exceeded", param="prompt")
+
+    def choose(self, question: Question, tried: Collection[int]) -> tuple[Instance, float]:
+        """The instance to answer, and the tokens of the prompt that it has to read.
+
+        :raises ApiError: when none is there, or all would begin too late.
+        """
+        now = time.monotonic()
+        able = [each for each in self.ready() if question.model in each.models]
+        able = [each for each in able if each.id not in tried] or able
+        if not able:
+            raise unavailable(f"no instance serves '{question.model}' just now")
+        output = self.output_tokens(question)
+        found: list[tuple[Instance, float, Forecast]] = []
+        for each in able:
+            prompt = self._unread_tokens(each, question)
+            found.append((each, prompt, each.forecast(prompt, output, question.num_answers, now)))
+        limit_s = self.settings.waiting.first_token_s
+        in_time = [entry for entry in found if entry[2].first_s <= limit_s]
+        if not in_time:
+            soonest_s = min(forecast.first_s for _, _, forecast in found)
+            what = f"all instances are busy: a first token is expected in {soonest_s:.1f} s, the limit is {limit_s:g} s"
+            raise overloaded(what, soonest_s - limit_s)
+        instance, prompt, _ = _soonest(in_time)
+        instance.picked_at = now
+        return instance, prompt
+
+    def begin(self, instance: Instance, question: Question, prompt_tokens: float, scope: asyncio.Timeout) -> Flight:
+        """Count a request among those that an instance works on."""
+        num = instance.num_sequences
+        flight = Flight(
+            prompt_tokens=prompt_tokens,
+            output_tokens=self.output_tokens(question),
+            width=question.num_answers,
+            stream=question.stream,
+            ahead_tokens=instance.waiting_tokens() + prompt_tokens,
+            at_once=num + question.num_answers <= instance.capacity.slots,
+            num_before=num,
+            started=time.monotonic(),
+            scope=scope,
+        )
+        instance.flights[flight] = None
+        instance.prefixes.add(question.blocks)
+        return flight
+
+    def _unread_tokens(self, instance: Instance, question: Question) -> float:
+        known = instance.prefixes.num_known(question.blocks)
+        size = BLOCK_TOKENS if question.num_ids else BLOCK_CHARACTERS / self._characters_per_token
+        return max(1.0, self.prompt_tokens(question) - known * size)
+
+
+def _soonest(found: Sequence[tuple[Instance, float, Forecast]]) -> tuple[Instance, float, Forecast]:
+    """The one that finishes first; of those that are alike, the one that waited longest."""
+    best_s = min(forecast.finish_s for _, _, forecast in found)
+    alike = [entry for entry in found if entry[2].finish_s <= best_s * (1 + ALIKE)]
+    return min(alike, key=lambda entry: entry[0].picked_at)
