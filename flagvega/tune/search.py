@@ -14,7 +14,7 @@ from flagvega.tune.needs import Need, needs_of
 from flagvega.tune.pool import Pool, Seen
 from flagvega.tune.question import Part
 from flagvega.tune.rules import memory, time
-from flagvega.tune.shape import Point
+from flagvega.tune.shape import Point, Shape
 from flagvega.tune.study import Trial, decode
 
 BOLDNESS = 1.0
@@ -181,30 +181,29 @@ def shuffled(pool: Pool, seed: int) -> Listed:
 
 
 def _by_memory(point: Point) -> tuple[float, ...]:
-    """What needs least first: with recompute, large tp, small micro-batches, large pp."""
+    """What needs least first: with recompute, large tp, sequences cut, small micro-batches, large pp, small dp."""
     if point.shape is None:
         return ()
-    meshes, again = point.shape.meshes, _recomputes(point)
-    return (
-        -again, -max(mesh.tp for mesh in meshes), -any(mesh.sp for mesh in meshes), point.shape.micro_batch_size,
-        -sum(mesh.pp for mesh in meshes), meshes[0].dp or 1, -point.shape.distributed_optimizer,
-    )  # fmt: skip
+    return (*_common(point.shape), point.shape.meshes[0].dp or 1, -point.shape.distributed_optimizer)
 
 
 def _by_performance(point: Point) -> tuple[float, ...]:
-    """FlagScale's guess at speed: no recompute, tp and micro-batch by their rest modulo 4, small pp."""
+    """FlagScale's guess at speed: no recompute, then as for memory, but large dp and few layers computed again."""
     if point.shape is None:
         return ()
-    meshes = point.shape.meshes
+    recomputes, *common = _common(point.shape)
+    depth = max((part.num_layers or 0 for part in point.shape.recompute or ()), default=0)
+    return (-recomputes, *common, -(point.shape.meshes[0].dp or 1), depth)
+
+
+def _common(shape: Shape) -> tuple[float, ...]:
+    """The keys that both orders have; of several meshes the largest tp and all stages count."""
+    recomputes = bool(shape.recompute and shape.recompute[0].granularity)
+    meshes = shape.meshes
     return (
-        _recomputes(point), -(max(mesh.tp for mesh in meshes) % 4), -(point.shape.micro_batch_size % 4),
-        sum(mesh.pp for mesh in meshes),
+        -recomputes, -max(mesh.tp for mesh in meshes), -any(mesh.sp for mesh in meshes), shape.micro_batch_size,
+        -sum(mesh.pp for mesh in meshes),
     )  # fmt: skip
-
-
-def _recomputes(point: Point) -> bool:
-    assert point.shape is not None
-    return bool(point.shape.recompute and point.shape.recompute[0].granularity)
 
 
 def replay(order: Order, pool: Pool, trials: Sequence[Trial], key_of: Callable[[Point], str]) -> int:

@@ -79,7 +79,7 @@ def test_a_killed_search_goes_on_to_the_same_best_with_no_trial_lost_or_doubled(
 @pytest.mark.timeout(900)
 def test_so_does_a_search_with_the_real_engine(tmp_path):
     words = [
-        sys.executable, str(ROOT / "run.py"), "--config-path", "examples/gpt/conf", "--config-name", "one", 
+        sys.executable, str(ROOT / "run.py"), "--config-path", "examples/gpt/conf", "--config-name", "one",
         "cluster={nodes: [{chip: emu-l}]}",
         "action=auto_tune", f"experiment.exp_dir={tmp_path}/out",
         "experiment.auto_tuner={space: {micro_batch_size: [1, 2, 4]}, algo: {name: grid}, control: "
