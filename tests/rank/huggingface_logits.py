@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,30 +31,46 @@ from flagvega.layout.plan import Batch, Chunk, Mesh, Plan, Replica, Stage
 from flagvega.layout.ranks import Place, places
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One rank, ready to hold models."""
+
+    device: torch.device
+    groups: Any
+
+
 def main() -> None:
     folders = [Path(name) for name in sys.argv[1:]]
-    me, plan = start()
-    device, torch_device = open_device(me, plan)
-    join_world(me, plan, 1)
-    repairs.mend()
-    groups = build_groups(plan, me, mesh_backends(plan))
+    setting = set_up()
     for folder in folders:
-        arguments = complete(json.loads((folder / "arguments.json").read_text()))
-        seed_everything(arguments, me)
-        plan = one_rank(
-            arguments["num_layers"], padded_vocab_size(arguments), not arguments["untie_embeddings_and_output_weights"]
-        )
-        me = places(plan)[0]
-        config = build_config(arguments, plan, me, torch_device)
-        (model,) = build_model(arguments, config, plan, me, groups.collection, torch_device)
-        read_weights(find_shards(model, me, config.num_moe_experts), open_source(folder, plan.batch.padded_vocab_size))
+        model = load_model(setting, folder, json.loads((folder / "arguments.json").read_text()))
         tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         with torch.no_grad():
-            logits = model.eval()(tokens, positions, None)
+            logits = model(tokens, positions, None)
         np.save(folder / "logits.npy", logits.float().numpy())
         count = sum(parameter.numel() for parameter in model.parameters())
         (folder / "parameters.json").write_text(json.dumps(count))
+
+
+def set_up() -> Setting:
+    me, plan = start()
+    _, torch_device = open_device(me, plan)
+    join_world(me, plan, 1)
+    repairs.mend()
+    return Setting(torch_device, build_groups(plan, me, mesh_backends(plan)))
+
+
+def load_model(setting: Setting, folder: Path, given: dict[str, Any]) -> Any:
+    arguments = complete(given)
+    tied = not arguments["untie_embeddings_and_output_weights"]
+    plan = one_rank(arguments["num_layers"], padded_vocab_size(arguments), tied)
+    me = places(plan)[0]
+    seed_everything(arguments, me)
+    config = build_config(arguments, plan, me, setting.device)
+    (model,) = build_model(arguments, config, plan, me, setting.groups.collection, setting.device)
+    read_weights(find_shards(model, me, config.num_moe_experts), open_source(folder, plan.batch.padded_vocab_size))
+    return model.eval()
 
 
 def open_source(folder: Path, rows: int) -> Reader:
