@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -100,3 +101,20 @@ def test_so_does_a_search_with_the_real_engine(tmp_path):
     assert trials[: len(seen)] == seen
     assert sorted(trial["values"]["micro_batch_size"] for trial in trials) == [1, 2, 4]
     assert relatives(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_search_that_is_asked_to_end_leaves_nothing_and_a_report(tmp_path, number, code):
+    conf = write_search(tmp_path, "{step_s: [0.9, 0.8]}")
+    process = search(conf)
+    deadline = time.monotonic() + 30.0
+    while not list(tmp_path.glob("out/auto_tuner/trials/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    process.send_signal(number)
+    process.communicate(timeout=30.0)
+
+    assert process.returncode == code
+    assert relatives(tmp_path) == []
+    assert (tmp_path / "out/report/tune.html").exists()
+    assert call(conf, "action=auto_tune", PYTHONPATH=PYTHONPATH).returncode == 0
