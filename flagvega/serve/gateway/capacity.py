@@ -13,7 +13,7 @@ SPREAD: Final = 0.05
 """Observations closer together than this share of their mean say little about a slope."""
 GIVEN_WEIGHT: Final = 25.0
 """Observations that a measured capacity counts for: a throttled chip is noticed, a hiccup is not."""
-UNKNOWN_STEP_S: Final = 0.03
+UNKNOWN_STEP_S: Final = 0.06
 UNKNOWN_PREFILL_TOKENS_PER_S: Final = 5000.0
 FAR_TOKENS: Final = 1000.0
 
@@ -58,16 +58,18 @@ class Capacity:
         self.known = settings.decode_tokens_per_s is not None and settings.prefill_tokens_per_s is not None
         """Whether it was given; what is not, begins as a guess."""
         weight = GIVEN_WEIGHT if settings.decode_tokens_per_s else 1.0
-        full_s = self.slots / settings.decode_tokens_per_s if settings.decode_tokens_per_s else UNKNOWN_STEP_S
+        rate = settings.decode_tokens_per_s
+        full_s = self.slots / rate if rate else UNKNOWN_STEP_S
+        # Until something is known, full slots are taken to need twice the time: requests spread.
+        alone_s = settings.step_s or (full_s if rate else full_s / 2)
         self._step = Line()
-        self._step.add(1, settings.step_s or full_s, weight)
-        if settings.decode_tokens_per_s:
-            self._step.add(self.slots, full_s, weight)
+        self._step.add(1, alone_s, weight)
+        self._step.add(self.slots, full_s, weight)
         weight = GIVEN_WEIGHT if settings.prefill_tokens_per_s else 1.0
-        rate = settings.prefill_tokens_per_s or UNKNOWN_PREFILL_TOKENS_PER_S
+        far_s = FAR_TOKENS / (settings.prefill_tokens_per_s or UNKNOWN_PREFILL_TOKENS_PER_S)
         self._prefill = Line()
-        self._prefill.add(0, self.step_s(1), weight)
-        self._prefill.add(FAR_TOKENS, self.step_s(1) + FAR_TOKENS / rate, weight)
+        self._prefill.add(0, alone_s, weight)
+        self._prefill.add(FAR_TOKENS, alone_s + far_s, weight)
 
     def step_s(self, num_requests: int) -> float:
         """Seconds between two tokens of a request, when ``num_requests`` are worked on."""
