@@ -11,10 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from itertools import groupby
+from math import inf, log2
 
 from flagvega.errors import Fault, NoPlanError
 from flagvega.plan.batch import Batch
+from flagvega.plan.costs import Side
 from flagvega.plan.descent import Descent, Node
 from flagvega.plan.simulate import lower_bound_s, simulate
 from flagvega.plan.space import Candidate, Problem, batch_sizes, cost_candidate, make_pipeline
@@ -29,9 +31,11 @@ MAX_LOOKS = 60
 """After so many looks without a plan the limit is lifted: whatever exists is found."""
 FIRST_EXPANSIONS = 200
 """Partial plans that a first descent into a range may expand; each may twice as many as the one before."""
-GLANCES, LOOSE, GLANCE_SHARE = (1.05, 1.12, 1.25), 1.6, 0.5
+GLANCES, LOOSE, GLANCE_SHARE, USUAL = (1.1, 1.25), 1.6, 0.5, 48
 """Loads, as shares of the time of a step in which nobody waits, at which good plans are looked for; times that a
-step may then take; and the share of the time for these looks."""
+step may then take; the share of the time for these looks; and the number of micro-batches to begin with."""
+MAX_BYTES = 200_000_000
+"""Of tables that are kept for later."""
 NARROW = 1e-3
 """Ranges are not cut when they are within so much of the best time."""
 
@@ -59,9 +63,19 @@ def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float,
 
     :raises NoPlanError: when the time is over before a first plan is found.
 
-    ``accept`` is asked only about plans better than all before, and refuses what cannot be placed.
+    ``accept`` is asked about plans better than all before, and about ``top_k - 1`` plans of other shapes; it refuses
+    what cannot be placed. The others are the best of those that the search has come across.
     """
-    return _Search(problem, accept, time_s).run()
+    return _Search(problem, accept, time_s, top_k).run()
+
+
+Shape = tuple[tuple[Side, int], ...]
+"""Sides in pipeline order, each with its number of stages."""
+
+
+def shape_of(candidate: Candidate) -> Shape:
+    """What of a plan is left without the split of layers."""
+    return tuple((side, len(list(run))) for side, run in groupby(side for side, _ in candidate.stages))
 
 
 class _OutOfTimeError(Exception):
@@ -92,7 +106,9 @@ class _Range:
 class _Search:
     """The search as it goes."""
 
-    def __init__(self, problem: Problem, accept: Callable[[Candidate], bool], time_s: float) -> None:
+    def __init__(self, problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int) -> None:
+        self._top_k = top_k
+        self._shapes: dict[Shape, tuple[Candidate, float]] = {}
         self._problem, self._accept = problem, accept
         self._begin, self._time_s = time.monotonic(), time_s
         self.best: Candidate | None = None
@@ -114,6 +130,7 @@ class _Search:
                 rest = self._look(its)
                 self._ranges.remove(its)
                 self._ranges += rest
+                self._forget()
         except _OutOfTimeError:
             if self.best is None:
                 fault = Fault("no layout was found in the time there was", "plan.time_s", "give it more seconds")
@@ -121,14 +138,22 @@ class _Search:
         if self.best is None:
             return None
         bound_s = min([self.best_s, *(its.bound_s for its in self._ranges)])
-        return Found(self.best, self.best_s, bound_s, self.num_simulated)
+        return Found(self.best, self.best_s, bound_s, self.num_simulated, self._others(self.best))
+
+    def _others(self, best: Candidate) -> tuple[tuple[Candidate, float], ...]:
+        """The best plans of other shapes."""
+        found: list[tuple[Candidate, float]] = []
+        for shape, (candidate, total_s) in sorted(self._shapes.items(), key=lambda item: item[1][1]):
+            if len(found) + 1 >= self._top_k:
+                break
+            if shape != shape_of(best) and self._accept(candidate):
+                found.append((candidate, total_s))
+        return tuple(found)
 
     def _glance(self) -> None:
-        """Look at loads that good plans have, at the middle numbers of samples first."""
+        """Look at loads that good plans have, at usual numbers of micro-batches first."""
         until = self._begin + GLANCE_SHARE * self._time_s
-        middle = len(self._ranges) / 2
-        order = sorted(range(len(self._ranges)), key=lambda i: abs(i + 0.5 - middle))
-        for whole in [self._ranges[i] for i in order]:
+        for whole in sorted(self._ranges, key=lambda its: abs(log2(its.batch.num_micro_batches / USUAL))):
             for share in GLANCES:
                 cap_s, limit_s = share * whole.batch.fluid_s, min(self.best_s, LOOSE * whole.batch.fluid_s)
                 too_late = time.monotonic() > until
@@ -137,10 +162,21 @@ class _Search:
                 part = _Range(whole.batch, whole.low_s, cap_s, whole.bound_s)
                 self._tabulate(part, limit_s)
                 self._ranges.append(part)
+                self._forget()
                 whole.low_s, whole.bound_s = cap_s, max(whole.bound_s, cap_s + whole.batch.least_sum_s)
                 if part.bound_s < limit_s:
-                    self._descend(part)
+                    if part.descent is not None:
+                        self._descend(part)
                     break
+
+    def _forget(self) -> None:
+        """Keep tables as long as there is room, those of the least bounds; others are made anew when needed."""
+        num_bytes = 0
+        for its in sorted(self._ranges, key=lambda its: its.bound_s):
+            if its.descent is not None:
+                num_bytes += its.descent.table.num_bytes
+                if num_bytes > MAX_BYTES:
+                    its.descent = None
 
     def _tick(self) -> None:
         allowed_s = self._time_s * (PATIENCE if self.best is None else 1)
@@ -214,5 +250,7 @@ class _Search:
             return
         self.num_simulated += 1
         total_s = simulate(pipeline).total_s
+        if self._top_k > 1 and total_s < self._shapes.get(shape_of(candidate), (candidate, inf))[1]:
+            self._shapes[shape_of(candidate)] = candidate, total_s
         if total_s < self.best_s and self._accept(candidate):
             self.best, self.best_s = candidate, total_s

@@ -58,6 +58,11 @@ class Table:
         return len(self._levels)
 
     @property
+    def num_bytes(self) -> int:
+        """Memory that the table takes."""
+        return sum(its.nbytes for level in self._levels for its in level.values())
+
+    @property
     def everything(self) -> int:
         """All kinds of chips, as a bit set."""
         return sum(1 << group for group in self.groups)
@@ -149,8 +154,7 @@ class Table:
         found = self._empty(group)
         arrivals = self._arrivals(level, group)
         for alike in self._alike[group]:
-            for side in alike:
-                self._close(level, side, arrivals)
+            self._close(level, alike, arrivals)
         for alike in self._alike[group]:
             times = _least([self.middle(level, side) for side in alike if side in self._usable[group]])
             if not len(times):
@@ -195,17 +199,25 @@ class Table:
             found.append((other, here, np.min(ahead, axis=0)))
         return found
 
-    def _close(self, level: int, side: Side, arrivals: list[Arrival]) -> None:
-        """Make the stage the first."""
-        row, kept = self._rows_before(side), side.group in self._problem.kept
-        if row < 0 or not self._problem.may_begin(side, self.batch.samples):
+    def _close(self, level: int, alike: list[Side], arrivals: list[Arrival]) -> None:
+        """Make a stage on sides of one size the first."""
+        group, row = alike[0].group, self._rows_before(alike[0])
+        if row < 0:
             return
-        behind = self._levels[level - 1][side.group][-1, row] + 2 * self._transfer_s(side, side.group)
-        if not (kept and row):
+        behind = self._levels[level - 1][group][-1, row] + 2 * min(self._transfer_s(side, group) for side in alike)
+        if not row or group not in self._problem.kept:
             for other, _, ahead in arrivals:
-                behind = np.minimum(behind, ahead[-1] + 2 * self._transfer_s(side, other))
+                entered = ahead[-1] + 2 * min(self._transfer_s(side, other) for side in alike)
+                behind = np.minimum(behind, entered)
         if behind.min() == inf:
             return
+        for side in alike:
+            is_worth = side in self._usable[group] or behind[-1] < inf
+            if is_worth and self._problem.may_begin(side, self.batch.samples):
+                self._begin(level, side, behind)
+
+    def _begin(self, level: int, side: Side, behind: Seconds) -> None:
+        """Make a stage on a side the first, with every number of layers."""
         time_s = self.batch.first(side, level, self.limits)
         ahead_s = behind[::-1][: len(time_s)]
         round_s = np.where(ahead_s <= self._most_behind(level, time_s), ahead_s + time_s, inf)
