@@ -62,14 +62,13 @@ class Verdict:
 
     def cells(self) -> list[str]:
         """As a row of a table."""
-        show = (lambda x: f"{x:.2f}") if self.is_rank else (lambda x: f"{x:.1%}")
-        sign = ">=" if self.is_rank else "<="
+        sign, form = (">=", ".2f") if self.is_rank else ("<=", ".1%")
         if not self.is_judged:
             bound, verdict = "none", "reported"
         else:
-            bound, verdict = f"{sign} {show(self.bound)}", "holds" if self.holds else "**missed**"
+            bound, verdict = f"{sign} {self.bound:{form}}", "holds" if self.holds else "**missed**"
         fitted = f"{self.constants} to {self.fitted_rows} rows" if self.constants else "none"
-        return [self.name, self.folds, str(self.rows), fitted, show(self.value), bound, verdict]
+        return [self.name, self.folds, str(self.rows), fitted, f"{self.value:{form}}", bound, verdict]
 
 
 def is_fitted(run: Run) -> bool:
