@@ -34,6 +34,8 @@ SHAPE_RULES: Sequence[tuple[str, Callable[[Shape, Facts], str | None]]] = (
     ("virtual", virtual.check),
     ("recompute", recompute.check),
 )
+MAX_LIGHTER = 3
+"""By so many layers the stage with the model's head may be lighter than the others of its mesh."""
 MAX_ORDERS = 4
 """Up to so many kinds of chips every order of them in the pipeline is tried where the YAML gives none."""
 
@@ -204,22 +206,39 @@ def _recomputes(space: Space, facts: Facts) -> list[tuple[Recompute, ...] | None
 
 
 def list_splits(space: Space, shape: Shape, num_layers: int) -> Splits:
-    """Layers of every stage: the space's own lists, or every cut between meshes with stages alike inside a mesh."""
+    """Layers of every stage: the space's own lists, or every cut between meshes."""
     given = space.layout.get(SPLIT, None)
     sizes = tuple(mesh.pp for mesh in shape.meshes)
     if given is not None:
         fitting = [split for split in given if len(split) == sum(sizes) and sum(split) == num_layers]
         return np.array(fitting, dtype=np.int16).reshape(len(fitting), sum(sizes))
-    if SPLIT not in space.layout and len(sizes) == 1:
+    if shape.virtual_stages > 1:
         return np.array([even_split(num_layers, sizes[0])], dtype=np.int16)
     return _cuts(sizes, num_layers)
 
 
 @cache
 def _cuts(sizes: tuple[int, ...], num_layers: int) -> Splits:
+    """Every number of layers for every mesh, even inside it; but the very last stage, which has the head, may have
+    up to :data:`MAX_LIGHTER` fewer than the others of its mesh."""
     totals = np.array(list(_compositions(sizes, num_layers)), dtype=np.int16).reshape(-1, len(sizes))
-    columns = [(totals[:, i] + size - 1 - j) // size for i, size in enumerate(sizes) for j in range(size)]
-    return np.stack(columns, axis=1).astype(np.int16) if len(totals) else np.zeros((0, sum(sizes)), np.int16)
+    if not len(totals):
+        return np.zeros((0, sum(sizes)), np.int16)
+    *former, last = sizes
+    columns = [_even(totals[:, i], size) for i, size in enumerate(former)]
+    found = [np.concatenate([*columns, _even(totals[:, -1], last)], axis=1)]
+    for fewer in range(1, MAX_LIGHTER + 1) if last > 1 else ():
+        lightest = totals[:, -1] // last - fewer
+        fits = lightest > 0
+        rest = _even((totals[:, -1] - lightest)[fits], last - 1)
+        parts = [*(column[fits] for column in columns), rest, lightest[fits, None]]
+        found.append(np.concatenate(parts, axis=1))
+    return np.unique(np.concatenate(found), axis=0).astype(np.int16)
+
+
+def _even(totals: Splits, size: int) -> Splits:
+    """(rows, stages): as even as can be, earlier stages take the rest."""
+    return np.stack([(totals + size - 1 - j) // size for j in range(size)], axis=1)
 
 
 def _compositions(sizes: tuple[int, ...], total: int) -> Iterator[tuple[int, ...]]:
