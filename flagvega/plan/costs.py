@@ -69,7 +69,7 @@ class Costs(Protocol):
         """Backward of the same, without recompute."""
 
     def transfer_s(self, sender: Side, receiver: Side, samples: int) -> float:
-        """One way over a boundary, for ``samples`` of a global micro-batch; forward and backward are alike."""
+        """From one side of a boundary to the other, for ``samples`` of a global micro-batch."""
 
     def reduction_s(self, group: int, degrees: Degrees, dense: float, experts: float, backward_s: float) -> float:
         """What of the gradients' reduction is left when the last backward pass (``backward_s``) has ended.
