@@ -3,10 +3,11 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 HOURS ?= 1
 
-.PHONY: help venv venv-serve demo test test-slow lint bench fuzz docs clean
+.PHONY: help venv venv-serve demo demo-serve test test-slow lint bench fuzz docs clean
 
 help:
 	@echo "make demo       train a small Llama over three unlike meshes of emulated chips"
+	@echo "make demo-serve serve what make demo trained, with vLLM, and ask it something"
 	@echo "make test       the tests (about ten minutes on two cores)"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff, mypy, import-linter, bandit"
@@ -27,6 +28,10 @@ demo: venv
 	@if grep -qs '"state": "done"' outputs/llama-demo/run.json; then rm -rf outputs/llama-demo; fi
 	@$(PYTHON) tools/prepare_data.py --corpus python --train-tokenizer outputs/data/tokenizer.json --vocab-size 4096 --output outputs/data/python
 	@$(PYTHON) run.py --config-path examples/llama/conf --config-name demo action=run
+
+demo-serve: venv venv-serve
+	@test -d outputs/llama-demo/checkpoints || $(MAKE) demo
+	@$(PYTHON) tools/demo_serve.py
 
 test: venv
 	$(PYTHON) -m pytest -m "not slow"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -16,17 +17,18 @@ from flagvega.actions.follow import next_commands
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.redact import REDACTED, is_secret
 from flagvega.config.spec import Spec
-from flagvega.errors import ConfigError, PreflightError
+from flagvega.errors import ConfigError, Fault, PreflightError
 from flagvega.launch.preflight import check_devices
 from flagvega.launch.rendezvous import Rendezvous
 from flagvega.launch.script import Launch, check_launch, command, render, secrets
+from flagvega.layout.job import Job
 from flagvega.layout.serving import ServePlan, serve_plan_to_json
 from flagvega.report.progress import duration
 from flagvega.run.directory import Run
 from flagvega.run.prepare import prepare, start_detached
 from flagvega.run.supervisor import Supervisor
-from flagvega.serve.job import SERVE_FILE, make_job
-from flagvega.serve.place import check_ports, place
+from flagvega.serve.job import GATEWAY_FILE, SERVE_FILE, gateway_address, has_gateway, make_job
+from flagvega.serve.place import check_port, place
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Decision:
 def run(call: Call) -> Answer:
     """Start the instances, and stay until they end; detach=true returns at once."""
     decision = decide(call)
-    faults = [*call.server.check_host(), *check_ports(decision.plan), *check_devices(decision.cluster.nodes[0])]
+    faults = [*call.server.check_host(), *_check_ports(decision), *check_devices(decision.cluster.nodes[0])]
     if missing := call.server.check_files(decision.spec, decision.plan.instances):
         raise ConfigError(missing)
     if faults:
@@ -56,7 +58,7 @@ def run(call: Call) -> Answer:
     if call.flag("detach"):
         started = start_detached(directory, environ)
         document = {"run_id": started.run_id, "run_dir": str(directory.root), "state": started.state, "next": commands}
-        return Answer({**document, "endpoints": _endpoints(decision.plan)}, _started(started, directory.root, commands))
+        return Answer({**document, "endpoints": _endpoints(decision)}, _started(started, directory.root, commands))
     call.say(f"run in {directory.root}; starting takes a minute or more")
     try:
         ended = Supervisor(directory, say=call.say, watch=lambda: None).supervise(environ)
@@ -109,9 +111,33 @@ def decide(call: Call) -> Decision:
         before_start=spec.cmds.before_start,
         after_stop=spec.cmds.after_stop,
     )
+    _check_gateway(spec, launch.job)
     if faults := check_launch(launch):
         raise ConfigError(faults)
     return Decision(spec, cluster, plan, launch, (*spec.warnings, *warnings))
+
+
+def _check_gateway(spec: Spec, job: Job) -> None:
+    """ConfigError with what the gateway would refuse."""
+    if GATEWAY_FILE in job.files:
+        from flagvega.serve.gateway.settings import check_settings
+
+        try:
+            check_settings(job.files[GATEWAY_FILE], "gateway")
+        except ConfigError as error:
+            faults = [replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in error.faults]
+            raise ConfigError(faults) from error
+
+
+def _check_ports(decision: Decision) -> list[Fault]:
+    instances, key = decision.plan.instances, "engine_args.port"
+    found = [fault for each in instances for fault in check_port(each.host, each.port, key)]
+    if has_gateway(decision.spec, decision.plan):
+        found += check_port(*gateway_address(decision.spec), "gateway.port")
+        if find_spec("aiohttp") is None:
+            fix = "pip install -r requirements/gateway.txt"
+            found.append(Fault("aiohttp, which the gateway needs, is not installed", "this host", fix))
+    return found
 
 
 def _shown(plan: ServePlan, commands: list[dict[str, object]]) -> list[RenderableType | str]:
@@ -130,8 +156,12 @@ def _shown(plan: ServePlan, commands: list[dict[str, object]]) -> list[Renderabl
     return lines
 
 
-def _endpoints(plan: ServePlan) -> list[dict[str, str]]:
-    return [{"service": each.service, "url": f"{each.url}/v1"} for each in plan.instances]
+def _endpoints(decision: Decision) -> list[dict[str, str]]:
+    found = [{"service": each.service, "url": f"{each.url}/v1"} for each in decision.plan.instances]
+    if has_gateway(decision.spec, decision.plan):
+        host, port = gateway_address(decision.spec)
+        found.insert(0, {"service": "", "url": f"http://{host}:{port}/v1"})
+    return found
 
 
 def _started(run: Run, root: Path, commands: dict[str, str]) -> tuple[str, ...]:

@@ -214,7 +214,32 @@ class BridgeBlock:
     without it, those between unlike chips."""
 
 
-BLOCKS: Mapping[str, type] = {"plan": PlanBlock, "cluster": ClusterBlock, "bridge": BridgeBlock}
+@dataclass(frozen=True)
+class GatewayBlock:
+    """``gateway``: one endpoint in front of all instances of a serving run; with several instances there always is."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; anything else than this machine's own is reachable by others."""
+    port: int = field(default=8080, metadata={"minimum": 1, "maximum": 65535})
+    """Port to listen at."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key which clients must show."""
+    admin_key_env: str | None = None
+    """Name of the environment variable that holds the key of `POST /drain`; without it, nobody may."""
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """What a client may ask for: [serve.md](serve.md)."""
+    waiting: Mapping[str, Any] = field(default_factory=dict)
+    """How long things may take: [serve.md](serve.md)."""
+    probing: Mapping[str, Any] = field(default_factory=dict)
+    """How it is known whether an instance serves: [serve.md](serve.md)."""
+
+
+BLOCKS: Mapping[str, type] = {
+    "plan": PlanBlock,
+    "cluster": ClusterBlock,
+    "bridge": BridgeBlock,
+    "gateway": GatewayBlock,
+}
 """Our own top-level blocks by name."""
 
 LATER: Mapping[str, str] = {

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
 
 from flagvega.cluster.nodes import Cluster
+from flagvega.config.blocks import GatewayBlock
 from flagvega.config.spec import Spec
 from flagvega.layout.job import Job, NodeJob, source_path
 from flagvega.layout.serving import ServePlan, serve_plan_to_json
+from flagvega.serve.probe import KEY_ENV
 from flagvega.server import Server
 
 PLAN_FILE = "plan.json"
 SERVE_FILE = "job/serve.json"
+GATEWAY_FILE = "job/gateway.json"
 
 
 def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> Job:
@@ -33,4 +37,46 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
         env=source_path() | dict(spec.envs),
         is_launcher=True,
     )
-    return Job((keeper,), {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: {"instances": instances}})
+    files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: {"instances": instances}}
+    if has_gateway(spec, plan):
+        files[GATEWAY_FILE] = gateway_settings(spec, plan)
+        files[SERVE_FILE]["gateway"] = _gateway(spec, instances[0]["model"])
+    return Job((keeper,), files)
+
+
+def has_gateway(spec: Spec, plan: ServePlan) -> bool:
+    """Whether there is one endpoint in front: where the YAML asks for it, and where there are several instances."""
+    return "gateway" in spec.blocks or len(plan.instances) > 1
+
+
+def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:
+    """The gateway's own file: what the YAML says, and the instances."""
+    slots = {service.name: service.arguments.get("max_num_seqs") for service in spec.services}
+    instances = [
+        {"id": each.id, "url": each.url, "chip": each.chip}
+        | ({"slots": slots[each.service]} if slots[each.service] else {})
+        for each in plan.instances
+    ]
+    given = {name: value for name, value in spec.blocks.get("gateway", {}).items() if value not in ({}, None)}
+    key = {"instance_key_env": KEY_ENV} if KEY_ENV in os.environ else {}
+    return {**given, **key, "run_dir": str(spec.exp_dir.absolute()), "instances": instances}
+
+
+def gateway_address(spec: Spec) -> tuple[str, int]:
+    """Host and port of the gateway."""
+    given = spec.blocks.get("gateway", {})
+    default = GatewayBlock()
+    return given.get("host", default.host), given.get("port", default.port)
+
+
+def _gateway(spec: Spec, model: str) -> dict[str, Any]:
+    host, port = gateway_address(spec)
+    config = str(spec.exp_dir.absolute() / GATEWAY_FILE)
+    return {
+        "argv": [sys.executable, "-P", "-m", "flagvega.serve", "--config", config],
+        "env": {},
+        "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        "model": model,
+        "start_s": 3600,
+        "key_env": spec.blocks.get("gateway", {}).get("api_key_env"),
+    }

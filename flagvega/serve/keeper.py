@@ -1,4 +1,4 @@
-"""Keeps the instances of a host: starts them, knows when they answer, starts them again, ends them.
+"""Keeps the instances of a host, and the gateway: starts them, knows when they answer, starts again, ends them.
 
 ``python -P -m flagvega.serve.keeper --run-dir DIR``: each instance is a rank of the run, with a log and events of its
 own. It counts as ready when its ``/health`` and one completion answer; a process that ends by itself has failed,
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from flagvega.errors import ExitCode
 from flagvega.records import append_json_line, read_json
-from flagvega.serve.probe import find_trouble
+from flagvega.serve.probe import KEY_ENV, find_trouble
 
 POLL_S = 0.2
 DRAIN_S = 60.0
@@ -71,7 +71,7 @@ class Kept:
         assert self.process is not None
         code = self.process.poll()
         if code is not None:
-            self._lost(f"the engine ended by itself, with code {code}")
+            self._lost(f"it ended by itself, with code {code}")
         elif self.state == "starting":
             self._ask()
 
@@ -79,7 +79,8 @@ class Kept:
         """Whether it answers by now; the question waits in a thread, since a first completion may take minutes."""
         waited_s = time.monotonic() - self.started
         if self.probe is None:
-            self.probe = _threads.submit(find_trouble, self.facts["url"], self.facts["model"])
+            key_env = self.facts.get("key_env", KEY_ENV)
+            self.probe = _threads.submit(find_trouble, self.facts["url"], self.facts["model"], key_env)
         elif self.probe.done():
             self.trouble, self.probe = self.probe.result(), None
             if not self.trouble:
@@ -100,14 +101,19 @@ class Kept:
             self.state = "failed"
             self.trouble = reason
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+        return self.process is not None and self.process.poll() is None
+
     def ask_to_end(self) -> None:
         """SIGTERM: it finishes what it began."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self.is_running:
             self.process.terminate()
 
     def end(self) -> None:
         """End it now, if it still runs."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self.is_running:
             self.process.kill()
             self.process.wait()
 
@@ -117,44 +123,62 @@ class Keeper:
 
     def __init__(self, run_dir: Path, ranks: Sequence[int], logs: Path) -> None:
         self.stop_file = run_dir / "stop"
-        entries = read_json(run_dir / SERVE_FILE)["instances"]
-        self.kept = [
+        read = read_json(run_dir / SERVE_FILE)
+        self.instances = [
             Kept(entry, run_dir / "events" / f"rank-{rank}.jsonl", logs / f"rank-{rank}.log")
-            for rank, entry in zip(ranks, entries, strict=True)
+            for rank, entry in zip(ranks, read["instances"], strict=True)
         ]
+        gateway = read.get("gateway")
+        self.gateway = gateway and Kept(gateway, run_dir / "events" / "gateway.jsonl", logs / "gateway.log")
         self.asked: int | None = None
+        self.has_endpoint = False
 
     def run(self) -> int:
         """Serve until asked to stop, or until one cannot be kept."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "asked", int(ExitCode.TERMINATED)))
-        for each in self.kept:
+        for each in self._all():
             each.start()
         while True:
             if self.stop_file.exists() and self.asked is None:
                 self.asked = int(read_json(self.stop_file)["code"])
             if self.asked is not None:
                 return self._leave(self.asked, "asked to stop")
-            for each in self.kept:
+            for each in self._all():
                 each.look()
-            failed = [each for each in self.kept if each.state == "failed"]
-            if failed:
+            if self.gateway and self.gateway.state == "ready" and not self.has_endpoint:
+                self.has_endpoint = True
+                self.instances[0].tell("endpoint", reason=f"{self.gateway.facts['url']}/v1, in front of all instances")
+            if any(each.state == "failed" for each in self._all()):
                 return self._leave(int(ExitCode.INTERNAL), "")
             time.sleep(POLL_S)
 
+    def _all(self) -> list[Kept]:
+        """The gateway last."""
+        return [*self.instances, *([self.gateway] if self.gateway else [])]
+
     def _leave(self, code: int, reason: str) -> int:
-        for each in self.kept:
-            each.ask_to_end()
-        deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline and any(
-            each.process is not None and each.process.poll() is None for each in self.kept
-        ):
-            time.sleep(POLL_S)
-        for each in self.kept:
-            each.end()
-            its = code if each.state == "failed" or code != ExitCode.INTERNAL else int(ExitCode.TERMINATED)
+        if self.gateway:
+            _drain([self.gateway])  # before the instances that it still waits for
+            if self.gateway.state == "failed":
+                reason = f"the gateway: {self.gateway.trouble}; its log: {self.gateway.log_file}"
+        _drain(self.instances)
+        for each in self.instances:
+            failed = each.state == "failed" or bool(self.gateway and self.gateway.state == "failed")
+            its = code if failed or code != ExitCode.INTERNAL else int(ExitCode.TERMINATED)
             each.tell("exit", code=its, reason=each.trouble if each.state == "failed" else reason)
         return 0 if code != ExitCode.INTERNAL else code
+
+
+def _drain(kept: Sequence[Kept]) -> None:
+    """Ask them to end, and see to it that they do."""
+    for each in kept:
+        each.ask_to_end()
+    deadline = time.monotonic() + DRAIN_S
+    while time.monotonic() < deadline and any(each.is_running for each in kept):
+        time.sleep(POLL_S)
+    for each in kept:
+        each.end()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

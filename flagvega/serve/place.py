@@ -47,17 +47,15 @@ def place(spec: Spec) -> tuple[Cluster, ServePlan]:
     return cluster, ServePlan(tuple(instances))
 
 
-def check_ports(plan: ServePlan) -> list[Fault]:
-    """Ports that cannot be listened at."""
-    faults = []
-    for instance in plan.instances:
-        family = socket.AF_INET6 if ":" in instance.host else socket.AF_INET
-        try:
-            socket.create_server((instance.host, instance.port), family=family).close()
-        except OSError as error:
-            fix = "give another engine_args.port, or end what listens there"
-            faults.append(Fault(f"cannot listen: {error.strerror}", f"{instance.host}:{instance.port}", fix))
-    return faults
+def check_port(host: str, port: int, key: str) -> list[Fault]:
+    """Whether it can be listened there; ``key`` is where another port is written."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        fix = f"give another {key}, or end what listens there"
+        return [Fault(f"cannot listen: {error.strerror}", f"{host}:{port}", fix)]
+    return []
 
 
 def _request(spec: Spec) -> LayoutRequest:

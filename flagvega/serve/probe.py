@@ -15,24 +15,24 @@ COMPLETION_S = 120.0
 KEY_ENV = "VLLM_API_KEY"
 
 
-def find_trouble(url: str, model: str) -> str:
-    """Why it does not serve; empty when it does.
+def find_trouble(url: str, model: str, key_env: str | None = KEY_ENV) -> str:
+    """Why it does not serve; empty when it does. ``key_env`` names the variable that holds the key it asks for.
 
     Health alone proves little: some engines answer it, and are ended by their first request.
     """
     try:
-        _ask(f"{url}/health", None, HEALTH_S)
+        _ask(f"{url}/health", None, HEALTH_S, key_env)
         # A token's number: there may be no tokenizer.
         question = {"model": model, "prompt": [1], "max_tokens": 1, "temperature": 0}
-        answer = json.loads(_ask(f"{url}/v1/completions", question, COMPLETION_S))
+        answer = json.loads(_ask(f"{url}/v1/completions", question, COMPLETION_S, key_env))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return _words(error)
     return "" if answer.get("choices") else f"a completion without choices: {answer}"
 
 
-def _ask(url: str, body: Any, timeout_s: float) -> bytes:
+def _ask(url: str, body: Any, timeout_s: float, key_env: str | None) -> bytes:
     headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_ENV):
+    if key_env and (key := os.environ.get(key_env)):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)

@@ -27,7 +27,7 @@ PATIENCE_S = 60.0
 class Kept:
     """A keeper at work."""
 
-    def __init__(self, directory: Path, ways: list[str]) -> None:
+    def __init__(self, directory: Path, ways: list[str], gateway: str = "") -> None:
         self.directory, self.ports = directory, [free_port() for _ in ways]
         for folder in ("job", "events", "logs"):
             (directory / folder).mkdir()
@@ -36,7 +36,11 @@ class Kept:
              "url": f"http://127.0.0.1:{port}"}
             for i, (port, way) in enumerate(zip(self.ports, ways, strict=True))
         ]  # fmt: skip
-        write_json(directory / "job" / "serve.json", {"instances": instances})
+        port = str(free_port())
+        entry = {"argv": [sys.executable, str(TOY), port, gateway], "env": {}, "model": "toy", "start_s": 30,
+                 "url": f"http://127.0.0.1:{port}"}  # fmt: skip
+        written = {"instances": instances} | ({"gateway": entry} if gateway else {})
+        write_json(directory / "job" / "serve.json", written)
         ranks = " ".join(str(i) for i in range(len(ways)))
         env = {**os.environ, "FLAGVEGA_RANKS": ranks, "FLAGVEGA_LOGS": str(directory / "logs"), "PYTHONPATH": str(ROOT)}
         argv = [sys.executable, "-P", "-m", "flagvega.serve.keeper", "--run-dir", str(directory)]
@@ -74,13 +78,14 @@ def free_port() -> int:
 def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     started: list[Kept] = []
 
-    def begin(*ways: str) -> Kept:
-        started.append(Kept(tmp_path, list(ways)))
+    def begin(*ways: str, gateway: str = "") -> Kept:
+        started.append(Kept(tmp_path, list(ways), gateway))
         return started[-1]
 
     yield begin
     for each in started:
-        pids = [event["pid"] for rank in range(len(each.ports)) for event in each.events(rank, "start")]
+        pids = [event["pid"] for file in each.directory.glob("events/*") for event in read_json_lines(file)
+                if event["event"] == "start"]  # fmt: skip
         each.process.kill()
         each.process.wait()
         for pid in pids:
@@ -140,3 +145,19 @@ def test_what_was_begun_is_finished_when_it_is_stopped(keep: Callable[..., Kept]
         time.sleep(0.5)
         assert kept.stop() == 0
         assert answer.result()["choices"]
+
+
+def test_the_gateway_is_told_of_and_leaves_before_the_instances(keep: Callable[..., Kept]) -> None:
+    kept = keep("", gateway="plain")
+    kept.wait(lambda: kept.events(0, "endpoint"))
+    assert kept.events(0, "endpoint")[0]["reason"].startswith("http://127.0.0.1:")
+    assert kept.stop() == 0
+    assert kept.events(0, "exit")[0]["code"] == 143
+
+
+def test_without_its_gateway_a_run_has_failed(keep: Callable[..., Kept]) -> None:
+    kept = keep("", gateway="gone")
+    assert kept.process.wait(PATIENCE_S) == 1
+    (end,) = kept.events(0, "exit")
+    assert end["code"] == 1
+    assert "the gateway: it ended by itself, with code 0" in end["reason"]

@@ -76,6 +76,24 @@ def test_more_instances_than_devices_are_refused(dryrun: Dryrun) -> None:
     assert "no 1 free for instance 2 of 'm': the host has 2 x" in faults
 
 
+def test_several_instances_have_a_gateway_in_front_and_one_has_where_it_is_asked_for(dryrun: Dryrun) -> None:
+    document = dryrun([service(chip="cpu", replicas=2, max_num_seqs=8)], gateway={"port": 9999})
+    settings = json.loads(document["files"]["job/gateway.json"])
+    assert settings["port"] == 9999
+    assert [each["url"] for each in settings["instances"]] == ["http://127.0.0.1:8000", "http://127.0.0.1:8001"]
+    assert [each["slots"] for each in settings["instances"]] == [8, 8]
+    assert "job/gateway.json" not in dryrun([service(chip="cpu")])["files"]
+    assert "job/gateway.json" in dryrun([service(chip="cpu")], gateway={"port": 9999})["files"]
+
+
+def test_mistakes_in_the_gateways_block_are_named(dryrun: Dryrun) -> None:
+    faults = whats(dryrun([service(chip="cpu")], ExitCode.CONFIG, gateway={"limits": {"body_byte": 5}}))
+    assert "exp.yaml:" in faults
+    assert "body_bytes" in faults
+    faults = whats(dryrun([service(chip="cpu")], ExitCode.CONFIG, gateway={"api_key_env": "NOT_SET_ANYWHERE"}))
+    assert "the environment has no NOT_SET_ANYWHERE" in faults
+
+
 def test_services_of_several_hosts_are_refused(dryrun: Dryrun) -> None:
     chips = {"nodes": [{"chip": "a800", "host": "a"}, {"chip": "a800", "host": "b"}]}
     assert "the cluster has 2" in whats(dryrun([service()], ExitCode.CONFIG, cluster=chips))
