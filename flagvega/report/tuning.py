@@ -227,13 +227,13 @@ def effects_table(found: Sequence[Effect]) -> str:
     least = min(effect.best_s for effect in found)
     rows, last = [], ""
     for effect in found:
-        width = 120 * least / effect.best_s
+        width = 64 * least / effect.best_s
         box = f'<rect width="{width:.0f}" height="10" fill="{COLOURS["measured"]}"/>'
-        bar = f'<svg viewBox="0 0 120 10" style="width:120px;height:10px;margin:0">{box}</svg>'
+        bar = f'<svg viewBox="0 0 64 10" style="width:64px;height:10px;margin:0">{box}</svg>'
         name = effect.dimension if effect.dimension != last else ""
         last = effect.dimension
         rows.append((escape(name), escape(effect.value), str(effect.num_trials), seconds(effect.best_s), bar))
-    return _table(("dimension", "value", "trials", "best", "speed of the best"), rows)
+    return _table(("dimension", "value", "trials", "best", "speed"), rows)
 
 
 def trials_table(rows: Sequence[TrialRow]) -> str:
