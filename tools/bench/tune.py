@@ -27,12 +27,14 @@ from flagvega.config.load import load_spec
 from flagvega.config.spec import Spec
 from flagvega.engine import engines
 from flagvega.errors import ConfigError
+from flagvega.layout.build import even_split
 from flagvega.records import Lines, write_json
 from flagvega.tune.learn import Model
 from flagvega.tune.measure import Limits, judge, read_steps
 from flagvega.tune.pool import Pool
 from flagvega.tune.question import Question, ask
 from flagvega.tune.search import Guided, Order, grid, shuffled
+from flagvega.tune.shape import Point
 from flagvega.tune.study import Trial, decode, encode
 
 GRIDS = Path(__file__).with_name("tune_grids")
@@ -93,10 +95,11 @@ def collect(case: Case, minutes: float) -> None:
     question = ask(case.spec(), engines.get("megatron"))
     pool = Pool(question)
     done = {decode(row["point"]).key for row in rows}
-    print(f"{case.name}: {pool.num_legal} points, {len(done)} done", flush=True)
+    indexes = [index for index in range(pool.num_legal) if is_balanced(pool.point(index)[0])]
+    print(f"{case.name}: {len(indexes)} points, {len(done)} done", flush=True)
     import backends.megatron.run  # noqa: F401  warm: children are forked with all of it
 
-    for index in range(pool.num_legal):
+    for index in indexes:
         point, part = pool.point(index)
         if point.key in done:
             continue
@@ -112,6 +115,17 @@ def collect(case: Case, minutes: float) -> None:
         write_json(path, {"case": asdict(case), "points": rows})
         print(len(rows), point.values.get("meshes"), point.values.get("layers"), row.get("time_s"), row.get("notes"),
               flush=True)  # fmt: skip
+
+
+def is_balanced(point: Point) -> bool:
+    """Whether layers are cut evenly inside every mesh, as FlagScale's grid has them."""
+    begin = 0
+    for mesh in point.shape.meshes if point.shape else ():
+        layers = point.split[begin : begin + mesh.pp]
+        if layers != even_split(sum(layers), mesh.pp):
+            return False
+        begin += mesh.pp
+    return True
 
 
 def _measure(spec: Spec, plan: Any, attempts: int = 2) -> dict[str, Any]:
