@@ -58,7 +58,8 @@ class Found:
         return max(0.0, self.total_s / self.bound_s - 1) if self.bound_s else inf
 
 
-def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int = 1) -> Found | None:
+def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int = 1,
+           clock: Callable[[], float] = time.monotonic) -> Found | None:  # fmt: skip
     """The best plan whose layout is accepted; None when there is none at all.
 
     :raises NoPlanError: when the time is over before a first plan is found.
@@ -66,7 +67,7 @@ def search(problem: Problem, accept: Callable[[Candidate], bool], time_s: float,
     ``accept`` is asked about plans better than all before, and about ``top_k - 1`` plans of other shapes; it refuses
     what cannot be placed. The others are the best of those that the search has come across.
     """
-    return _Search(problem, accept, time_s, top_k).run()
+    return _Search(problem, accept, time_s, top_k, clock).run()
 
 
 Shape = tuple[tuple[Side, int], ...]
@@ -106,11 +107,13 @@ class _Range:
 class _Search:
     """The search as it goes."""
 
-    def __init__(self, problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int) -> None:
+    def __init__(self, problem: Problem, accept: Callable[[Candidate], bool], time_s: float, top_k: int,
+                 clock: Callable[[], float]) -> None:  # fmt: skip
+        self._clock = clock
         self._top_k = top_k
         self._shapes: dict[Shape, tuple[Candidate, float]] = {}
         self._problem, self._accept = problem, accept
-        self._begin, self._time_s = time.monotonic(), time_s
+        self._begin, self._time_s = clock(), time_s
         self.best: Candidate | None = None
         self.best_s = inf
         self.num_simulated = 0
@@ -156,7 +159,7 @@ class _Search:
         for whole in sorted(self._ranges, key=lambda its: abs(log2(its.batch.num_micro_batches / USUAL))):
             for share in GLANCES:
                 cap_s, limit_s = share * whole.batch.fluid_s, min(self.best_s, LOOSE * whole.batch.fluid_s)
-                too_late = time.monotonic() > until
+                too_late = self._clock() > until
                 if too_late or not whole.low_s < cap_s < limit_s - whole.batch.least_sum_s:
                     break
                 part = _Range(whole.batch, whole.low_s, cap_s, whole.bound_s)
@@ -180,7 +183,7 @@ class _Search:
 
     def _tick(self) -> None:
         allowed_s = self._time_s * (PATIENCE if self.best is None else 1)
-        if time.monotonic() - self._begin > allowed_s:
+        if self._clock() - self._begin > allowed_s:
             raise _OutOfTimeError
 
     def _look(self, its: _Range) -> list[_Range]:

@@ -87,7 +87,7 @@ def plan(instance: Instance) -> dict[str, float | None]:
 
     problem = make_problem(instance.hosts, instance.layers, instance.whole_hosts)
     try:
-        found = search(problem, accept, instance.search_s)
+        found = search(problem, accept, instance.search_s, clock=time.process_time)
     except NoPlanError:
         found = None
     return {
