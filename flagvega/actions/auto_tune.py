@@ -22,12 +22,14 @@ from flagvega.config.spec import Spec
 from flagvega.errors import ExitCode, Fault, PreflightError
 from flagvega.layout.codec import plan_to_json
 from flagvega.layout.plan import Plan
+from flagvega.plan.tables import profile_to_json
 from flagvega.records import Lock, write_json, write_text
 from flagvega.run.directory import RunDirectory
 from flagvega.run.processes import kill_processes
 from flagvega.tune.best import best_yaml
 from flagvega.tune.measure import Limits
 from flagvega.tune.pool import Pool
+from flagvega.tune.profile import learned_profile
 from flagvega.tune.question import Part, Question, ask
 from flagvega.tune.search import Guided, Order, grid, shuffled
 from flagvega.tune.study import Study, Trial, decode
@@ -233,6 +235,11 @@ def _write_best(spec: Spec, call: Call, tuner: Tuner, best: Trial) -> dict[str, 
     if point.shape is not None:
         found["plan"] = folder / "plan.json"
         write_json(found["plan"], plan_to_json(part.plan(point, call.engine)))
+    if isinstance(tuner.progress.order, Guided) and part.forecast is not None:
+        good = [decode(trial.point) for trial in tuner.trials if trial.is_good]
+        found["profile"] = tuner.progress.study.root / "profile.json"
+        learned = learned_profile(tuner.progress.order.model, part.forecast, good)
+        write_json(found["profile"], profile_to_json(learned))
     write_text(found["yaml"], best_yaml(spec, part.spec, point, found.get("plan")))
     return found
 

@@ -90,7 +90,7 @@ class Forecast:
                 head = self._head_s(shape) / np.maximum(time[i], 1e-12)
                 time[i] = time[i] * (corrected(mesh, samples, 1.0) / plain) ** head
             time[i] = time[i] * plain
-        transfers = [costs.transfer_s(self._side(a), self._side(b)) for a, b in zip(meshes, meshes[1:], strict=False)]
+        transfers = [costs.transfer_s(self.side(a), self.side(b)) for a, b in zip(meshes, meshes[1:], strict=False)]
         before = np.zeros(len(splits))
         total = np.zeros(len(splits))
         share = np.zeros(len(splits))
@@ -117,7 +117,7 @@ class Forecast:
 
     def _table(self, shape: Shape, stage: int, in_flight: int) -> Table:
         mesh, num = shape.stage_meshes[stage], len(shape.stage_meshes)
-        costs, side = self._stage_costs(shape), self._side(mesh)
+        costs, side = self._stage_costs(shape), self.side(mesh)
         flight = min(in_flight, costs.num_micro_batches)
         key = (shape.samples, shape.distributed_optimizer, shape.recompute, side, flight, stage == 0, stage == num - 1)
         if key not in self._tables:
@@ -145,7 +145,7 @@ class Forecast:
                 Work(begins[j], ends[j], embedding=j == 0, head=j == num * virtual - 1)
                 for j in range(i, num * virtual, num)
             )
-            stages.append((self._side(mesh), replace(first, later=tuple(later))))
+            stages.append((self.side(mesh), replace(first, later=tuple(later))))
         return Candidate(shape.samples, tuple(stages), () if virtual > 1 else self._slow(shape))
 
     def look(self, shape: Shape, split: tuple[int, ...]) -> Outlook:
@@ -169,12 +169,12 @@ class Forecast:
 
     def _head_s(self, shape: Shape) -> float:
         """Of one micro-batch, both passes."""
-        forward_s, backward_s, _ = self._stage_costs(shape).parts(self._side(shape.meshes[-1])).kinds["head"]
+        forward_s, backward_s, _ = self._stage_costs(shape).parts(self.side(shape.meshes[-1])).kinds["head"]
         return forward_s + backward_s
 
     def limit_bytes(self, mesh: MeshRequest) -> float:
         """What a device of a mesh may hold."""
-        return self.problem.machine.groups[self._side(mesh).group].memory_bytes * self.utilization
+        return self.problem.machine.groups[self.side(mesh).group].memory_bytes * self.utilization
 
     def memory_shares(self, shape: Shape, outlook: Outlook) -> list[float]:
         """Of what a device of each stage may hold."""
@@ -199,7 +199,8 @@ class Forecast:
             self._costs[key] = self._pinned(shape).stage_costs(shape.samples)
         return self._costs[key]
 
-    def _side(self, mesh: MeshRequest) -> Side:
+    def side(self, mesh: MeshRequest) -> Side:
+        """A mesh in the planner's words."""
         if mesh not in self._sides:
             chips = [group.chip for group in self.problem.machine.groups]
             self._sides[mesh] = Side(chips.index(str(mesh.chip)), degrees_of(mesh))

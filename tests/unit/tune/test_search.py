@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from math import log2
+from math import log, log2
 
 import numpy as np
 import pytest
 
 from flagvega.engine import engines
 from flagvega.plan.planner import estimate_plan
+from flagvega.plan.tables import profile_to_json
+from flagvega.records import write_json
 from flagvega.tune.forecast import uncorrected
 from flagvega.tune.learn import Model
 from flagvega.tune.pool import Pool
+from flagvega.tune.profile import learned_profile
 from flagvega.tune.question import Question, ask
 from flagvega.tune.search import Guided, grid, shuffled
 from flagvega.tune.study import Study, Trial, decode, encode
@@ -136,6 +139,29 @@ def test_interleaved_predictions_are_those_of_action_estimate(tuned):
             assert pool.see(index, Model(), 0.0).predicted_s == pytest.approx(outlook.total_s, rel=1e-6)
             num += 1
     assert num > 3
+
+
+def test_what_trials_taught_is_a_profile_that_the_planner_goes_by(tuned, question, tmp_path):
+    factor, rng, pool = truth(3), random.Random(3), Pool(question)
+    order, trials = Guided(pool), []
+    for _ in range(6):
+        seen = order.next()
+        trials.append((seen, measure(seen, factor, 0.005, rng)))
+        order.learn(*trials[-1])
+    points = [seen.point for seen, _ in trials]
+    profile = learned_profile(order.model, question.parts[0].forecast, points)
+    write_json(tmp_path / "profile.json", profile_to_json(profile))
+
+    informed = Pool(ask(tuned(f"plan.profile={tmp_path}/profile.json"), MEGATRON))
+    informed.predict(Model())
+
+    before = [abs(log(seen.predicted_s / trial.time_s)) for seen, trial in trials]
+    indexes = [informed.find(trial.key, seen.point) for seen, trial in trials]
+    after = [
+        abs(log(informed.see(index, Model(), 0.0).predicted_s / trial.time_s))
+        for index, (_, trial) in zip(indexes, trials, strict=True)
+    ]
+    assert max(after) < 0.1 < max(before)
 
 
 def test_a_candidate_survives_the_record(question):
