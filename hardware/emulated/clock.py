@@ -15,6 +15,8 @@ MAX_CPU_SHARE = 0.6
 """A host busier than this delays ranks that should only be waiting."""
 MAX_OVERRUN_SHARE = 0.1
 """Share of the chip's time by which its work may be late altogether."""
+NEGLIGIBLE_SHARE = 0.005
+"""Share of all time that matters to no step, however little the chip had to do."""
 
 _WAITING = ("collective", "transfer")
 """Kinds that include waiting for other ranks, which is no fault of the host."""
@@ -46,6 +48,12 @@ class Clock:
         self.overrun_s = 0.0
         """By how much the host was slower than the chip, summed."""
         self.num_overruns = 0
+        self._since_s = time.perf_counter()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since overruns were forgiven."""
+        return time.perf_counter() - self._since_s
 
     def pace(self, kind: str, flops: float, num_bytes: float, tp: int) -> None:
         """Wait until the chip would be done with a piece of work; count an overrun when it would have been."""
@@ -97,7 +105,7 @@ def judge(clock: Clock, cpu_share: float) -> str:
             f"the ranks used {cpu_share:.0%} of this host's {num_cores()} cores, more than "
             f"{MAX_CPU_SHARE:.0%}, so they waited for the CPU and not for their chips; use fewer ranks or more cores"
         )
-    if clock.overrun_s > MAX_OVERRUN_SHARE * clock.chip_s:
+    if clock.overrun_s > max(MAX_OVERRUN_SHARE * clock.chip_s, NEGLIGIBLE_SHARE * clock.elapsed_s):
         return (
             f"{clock.num_overruns} pieces of work took this host {clock.overrun_s:.1f} s longer "
             f"than the emulated chip, which was at work for {clock.chip_s:.1f} s"

@@ -106,6 +106,14 @@ def test_a_cpu_slower_than_the_chip_is_counted_and_makes_the_timings_invalid():
     assert "longer than the emulated chip" in judge(clock, cpu_share=0.1)
 
 
+def test_an_idle_chip_that_is_late_by_next_to_nothing_does_not_make_the_timings_invalid():
+    clock = Clock(CURVE, "0/0")
+    clock.chip_s, clock.overrun_s = 0.001, 0.002
+    assert judge(clock, cpu_share=0.1)
+    clock._since_s -= 1.0  # as if it had waited for its neighbours for a second
+    assert judge(clock, cpu_share=0.1) == ""
+
+
 def test_waiting_for_other_ranks_is_no_fault_of_the_host():
     clock = Clock(CURVE, "0/0")
     clock.begin()
