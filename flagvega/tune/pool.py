@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,7 +15,7 @@ from flagvega.tune.forecast import SLACK, Correction, Floats, uncorrected
 from flagvega.tune.layouts import Splits, list_splits
 from flagvega.tune.learn import Model, step_features
 from flagvega.tune.question import Part, Question
-from flagvega.tune.shape import Point, Shape
+from flagvega.tune.shape import Point, Settings, Shape
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Pool:
         self.times = np.zeros(begin)
         self.stage_deviations = np.zeros(begin)
         """Of the logarithm of a step, for what is not known about the seconds of its stages."""
+        self.penalties = np.zeros(len(self.rows))
+        """Of each row: added to the logarithm of its seconds, for what has failed."""
         self._shares_known = False
         self.num_fitting = begin
 
@@ -83,6 +85,10 @@ class Pool:
             self._shares_known = True
             self.alive &= self.memory <= SLACK
             self.num_fitting = int(self.alive.sum())
+
+    def penalize(self, penalty: Callable[[Settings, Shape | None], float]) -> None:
+        """Put off what is likely to fail."""
+        self.penalties = np.array([penalty(row.part.settings, row.shape) for row in self.rows])
 
     @property
     def num_alive(self) -> int:
@@ -113,6 +119,7 @@ class Pool:
         """(logarithm of the correction, its deviation) of every candidate."""
         pairs = [model.step_factor(step_features(row.part.settings, row.shape)) for row in self.rows]
         means, deviations = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+        means += self.penalties
         return means[self._row_of], np.hypot(deviations[self._row_of], self.stage_deviations)
 
     def ranked(self, model: Model, boldness: float, num: int) -> Iterator[tuple[int, float]]:
@@ -135,14 +142,16 @@ class Pool:
         mean, deviation = model.step_factor(step_features(part.settings, point.shape))
         if point.shape is None or part.forecast is None:
             typical = float(np.exp(mean))
-            return Seen(index, point, part, None, typical, typical * float(np.exp(-boldness * deviation)), None)
+            low = typical * float(np.exp(self.penalties[self._row_of[index]] - boldness * deviation))
+            return Seen(index, point, part, None, typical, low, None)
         outlook = part.forecast.look(point.shape, point.split)
         staged_s = part.forecast.simulated_s(point.shape, outlook, self._corrected) * part.scale
         corrected_s = staged_s * float(np.exp(mean))
+        penalty = float(np.exp(self.penalties[self._row_of[index]]))
         deviation = float(np.hypot(deviation, self.stage_deviations[index]))
         return Seen(
             index, point, part, plain_s(part, point, outlook), corrected_s,
-            corrected_s * float(np.exp(-boldness * deviation)),
+            corrected_s * penalty * float(np.exp(-boldness * deviation)),
             max(part.forecast.memory_shares(point.shape, outlook)),
         )  # fmt: skip
 

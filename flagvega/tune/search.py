@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,13 +15,15 @@ from flagvega.tune.needs import Need, needs_of
 from flagvega.tune.pool import Pool, Seen
 from flagvega.tune.question import Part
 from flagvega.tune.rules import memory, time
-from flagvega.tune.shape import Point, Shape
+from flagvega.tune.shape import Point, Settings, Shape, recompute_words, words_of
 from flagvega.tune.study import Trial, decode
 
 BOLDNESS = 1.0
 """Deviations by which an uncertain candidate is taken to be better than expected when the next one is chosen."""
 DOUBT = 2.0
 """Deviations within which all that remain must be worse before the search ends."""
+FAILURE = 1.0
+"""Of a choice with which trials have only failed: added to the logarithm of its seconds for each of them."""
 LOOKED_AT = 256
 """Candidates that are simulated at most to find the next one."""
 
@@ -78,12 +81,43 @@ def _stage_of(point: Point, rank: int) -> int:
 
 
 @dataclass
+class Failures:
+    """Which choices trials have failed with, and with which one has run."""
+
+    failed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    ran: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, point: Point, is_good: bool) -> None:
+        """One more trial."""
+        choices = _choices(point.settings, point.shape)
+        if is_good:
+            self.ran |= choices
+        else:
+            self.failed.update(choices)
+
+    def penalty(self, settings: Settings, shape: Shape | None) -> float:
+        """Added to the logarithm of the seconds of what shares choices that have only failed."""
+        if not self.failed:
+            return 0.0
+        return FAILURE * sum(self.failed[each] for each in _choices(settings, shape) if each not in self.ran)
+
+
+def _choices(settings: Settings, shape: Shape | None) -> set[tuple[str, str]]:
+    found = {(name, str(value)) for name, value in settings}
+    if shape is not None:
+        found |= {("mesh", words_of(mesh)) for mesh in shape.meshes}
+        found.add(("recompute", recompute_words(shape.recompute)))
+    return found
+
+
+@dataclass
 class Guided:
     """Best by the model first; every trial corrects the model."""
 
     pool: Pool
     model: Model = field(default_factory=Model)
     history: History = field(default_factory=History)
+    failures: Failures = field(default_factory=Failures)
     pruned: list[tuple[Point, str]] = field(default_factory=list)
     """By rules of history, with their reasons."""
 
@@ -116,6 +150,8 @@ class Guided:
         """Correct the model by what was measured."""
         self.pool.drop(seen.index)
         self.history.add(seen.point, seen.part, trial)
+        self.failures.add(seen.point, trial.is_good)
+        self.pool.penalize(self.failures.penalty)
         if trial.is_good:
             teach(self.model, seen, trial)
             self.pool.predict(self.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -162,7 +163,11 @@ class Tuner:
             faults = [Fault("no candidate is left to be tried", "experiment.auto_tuner.space")]
             reasons = Counter(reason for _, reason in (*self.progress.refused, *self.question.refused))
             return faults + [Fault(f"{count} x {reason}") for reason, count in reasons.most_common(3)]
-        [(reason, count)] = Counter(f"{trial.status}: {trial.reason}" for trial in self.trials).most_common(1)
+        # Which rank or step it was is no other reason.
+        alike = {re.sub(r"\d+", "#", f"{trial.status}: {trial.reason}"): trial for trial in reversed(self.trials)}
+        kinds = Counter(re.sub(r"\d+", "#", f"{trial.status}: {trial.reason}") for trial in self.trials)
+        [(kind, count)] = kinds.most_common(1)
+        reason = f"{alike[kind].status}: {alike[kind].reason}"
         what = f"all {len(self.trials)} trials failed, most of them ({count}) so: {reason}"
         return [Fault(what, str(self.progress.study.root), "the trials' folders have their logs")]
 
