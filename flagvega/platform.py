@@ -12,7 +12,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +79,8 @@ class Serving:
     version: str
     """Of that package: the one that we know."""
     env: Mapping[str, str]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Engine arguments that it gets unless the user gives others."""
     head_dims: tuple[int, ...] = ()
     """Widths of an attention head that it computes; empty: all, or unknown."""
     refused: tuple[Refusal, ...] = ()

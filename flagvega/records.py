@@ -93,6 +93,15 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     return Lines(path).read()
 
 
+def count_lines(path: str | Path) -> int:
+    """Whole lines of a file; 0 when there is no file."""
+    try:
+        with Path(path).open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(HASH_BLOCK_BYTES), b""))
+    except FileNotFoundError:
+        return 0
+
+
 class Lines:
     """A file of JSON lines that is read as it grows."""
 

@@ -62,7 +62,9 @@ class VllmServer:
         names = given.pop("served_model_name", None) or [service.name]
         model = str(Path(str(given.pop("model"))).expanduser().absolute())
         ours = {"model": model, "served_model_name": names, "host": instance.host, "port": instance.port}
-        argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in given.items() if k not in ours}))
+        serving = find_serving(instance.chip)
+        others = {**(serving.arguments if serving else {}), **given}
+        argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in others.items() if k not in ours}))
         return Command(argv, self._env(instance, num_on_host), names[0])
 
     def _env(self, instance: Instance, num_on_host: int) -> Mapping[str, str]:

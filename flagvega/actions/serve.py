@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import RenderableType
@@ -23,10 +24,13 @@ from flagvega.launch.rendezvous import Rendezvous
 from flagvega.launch.script import Launch, check_launch, command, render, secrets
 from flagvega.layout.job import Job
 from flagvega.layout.serving import ServePlan, serve_plan_to_json
+from flagvega.records import read_json
+from flagvega.report.batch import BatchView
 from flagvega.report.progress import duration
 from flagvega.run.directory import Run
 from flagvega.run.prepare import prepare, start_detached
 from flagvega.run.supervisor import Supervisor
+from flagvega.serve.batch import BATCH_FILE, RESULT_FILE, count_done
 from flagvega.serve.job import GATEWAY_FILE, SERVE_FILE, gateway_address, has_gateway, make_job
 from flagvega.serve.place import check_port, place
 
@@ -50,9 +54,15 @@ def run(call: Call) -> Answer:
         raise ConfigError(missing)
     if faults:
         raise PreflightError(faults)
-    chips = [instance.chip for instance in decision.plan.instances]
+    watch: dict[str, Any] = {"chips": [instance.chip for instance in decision.plan.instances]}
+    prompts: list[str] = decision.launch.job.files.get(BATCH_FILE, {}).get("prompts", [])
+    if prompts:
+        _check_question(decision)
+        watch["num_prompts"] = len(prompts)
+        if len(count_done(decision.launch.run_dir / RESULT_FILE, prompts)) == len(prompts):
+            return _all_done(decision.launch.run_dir / RESULT_FILE, len(prompts))
     config = yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
-    directory = prepare(decision.launch, decision.spec.name, {"chips": chips}, {"config.yaml": config})
+    directory = prepare(decision.launch, decision.spec.name, watch, {"config.yaml": config})
     commands = next_commands(directory.root)
     environ = {**os.environ, **secrets(decision.launch, 0)}
     if call.flag("detach"):
@@ -61,10 +71,11 @@ def run(call: Call) -> Answer:
         return Answer({**document, "endpoints": _endpoints(decision)}, _started(started, directory.root, commands))
     call.say(f"run in {directory.root}; starting takes a minute or more")
     try:
-        ended = Supervisor(directory, say=call.say, watch=lambda: None).supervise(environ)
+        with BatchView(call.console, directory.root / RESULT_FILE, prompts) as view:
+            ended = Supervisor(directory, say=call.say, watch=view.update).supervise(environ)
     finally:
         directory.lock.release()
-    return Answer(_summary(ended, directory.root), _ended(ended), ended.exit_code or 0)
+    return Answer(_summary(ended, directory.root), _ended(ended, view), ended.exit_code or 0)
 
 
 def dryrun(call: Call) -> Answer:
@@ -174,7 +185,26 @@ def _summary(run: Run, root: Path) -> dict[str, object]:
             "reason": run.reason, "notes": list(run.notes), "next": next_commands(root)}  # fmt: skip
 
 
-def _ended(run: Run) -> tuple[str, ...]:
+def _ended(run: Run, view: BatchView) -> tuple[str, ...]:
     took = duration((run.ended or run.started) - run.started)
     lines = [f"run {run.run_id} {run.state} with exit code {run.exit_code} after {took}"]
+    lines += [f"{view.num_done} of {view.total} prompts have a result: {view.file}"] if view.total else []
     return (*lines, *([run.reason] if run.exit_code else []), *run.notes)
+
+
+def _all_done(file: Path, total: int) -> Answer:
+    """Nothing is left to ask."""
+    document = {"run_dir": str(file.parent), "state": "done", "exit_code": 0, "prompts": total}
+    return Answer(document, (f"all {total} prompts have a result: {file}",))
+
+
+def _check_question(decision: Decision) -> None:
+    """ConfigError when the folder has results of another question: they would stand among the new ones unmarked."""
+    old, new = decision.launch.run_dir / BATCH_FILE, decision.launch.job.files[BATCH_FILE]
+    if not old.exists() or not (decision.launch.run_dir / RESULT_FILE).exists():
+        return
+    model = decision.spec.services[0].arguments.get("model")
+    before = read_json(old)
+    if (before["sampling"], before["model"]) != (new["sampling"], model):
+        what = "the results here are of another model or of tokens drawn in another way"
+        raise ConfigError(Fault(what, str(decision.launch.run_dir), "give another experiment.exp_dir"))

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from flagvega.actions.call import Answer, Call
+from flagvega.records import count_lines
 from flagvega.report.progress import Progress, duration
 from flagvega.run.directory import Run, RunDirectory, find_runs
 
@@ -43,8 +44,14 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
         "notes": list(run.notes),
         "start_step": run.start_step,
         "last": progress.last,
-        "shown": progress.fields(),
+        "shown": progress.fields() | _batch(directory, run),
     }
+
+
+def _batch(directory: RunDirectory, run: Run) -> dict[str, str]:
+    """How far a batch of prompts is."""
+    total = run.watch.get("num_prompts")
+    return {"prompts": f"{count_lines(directory.root / 'results.jsonl')}/{total}"} if total else {}
 
 
 def _state(run: Run) -> str:

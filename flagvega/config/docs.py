@@ -8,6 +8,7 @@ from typing import Any
 from flagvega.config.blocks import BLOCKS, LATER, Experiment
 from flagvega.config.fields import Entry, Shape, entries
 from flagvega.config.flagscale import rows
+from flagvega.config.inference import InferenceBlock
 from flagvega.config.keys import Key
 from flagvega.config.serving import ServeEntry
 from flagvega.config.values import EXPECTED
@@ -42,8 +43,9 @@ experiment:                             #   num_layers: 12
 _SERVING = """\
 ## Services: `serve`
 
-A list, in FlagScale's form, where `experiment.task.type` is `serve`; a file of the folder `serve/` may hold it. Arguments
-under `engine_args` are those of the engine's own server: [serve.md](serve.md).
+A list, in FlagScale's form, where `experiment.task.type` is `serve`; a file of the folder `serve/` may hold it.
+Arguments under `engine_args` are those of the engine's own server: [serve.md](serve.md). Where the type is
+`inference`, a batch of prompts stands in its place.
 """
 
 _ARGUMENTS = """\
@@ -63,6 +65,7 @@ def render_configuration(engine: str, keys: Mapping[str, Key]) -> str:
         parts += _block(name, block)
     parts.append(_SERVING)
     parts += _block("serve[]", ServeEntry)
+    parts += _block("inference", InferenceBlock)
     parts.append("".join(f"- `{name}` is kept for later: {why}.\n" for name, why in LATER.items()))
     working = [key for key in keys.values() if key.target not in ("unsupported", "ignored")]
     others = [key for key in keys.values() if key.target in ("unsupported", "ignored")]

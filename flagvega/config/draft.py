@@ -50,12 +50,23 @@ class Draft:
     @property
     def backend(self) -> str:
         """The engine that the task asks for."""
-        return str(self._task().get("backend") or Task.backend)
+        return self.given_backend or Task.backend
+
+    @property
+    def given_backend(self) -> str | None:
+        """The engine that the YAML names."""
+        backend = self._task().get("backend")
+        return None if backend is None else str(backend)
 
     @property
     def serves(self) -> bool:
-        """Whether the task is to serve, not to train."""
-        return self._task().get("type") == "serve"
+        """Whether the task needs engines that serve, for clients or for a batch."""
+        return self._task().get("type") in ("serve", "inference")
+
+    @property
+    def infers(self) -> bool:
+        """Whether the task is a batch of prompts."""
+        return self._task().get("type") == "inference"
 
     def _task(self) -> Mapping[str, Any]:
         experiment = self.values.get("experiment")

@@ -19,7 +19,7 @@ from flagvega.config.source import scan
 from flagvega.config.values import describe
 from flagvega.errors import ConfigError
 
-TOP_LEVEL: Final = ("experiment", "train", "serve", "action", *BLOCKS, *LATER)
+TOP_LEVEL: Final = ("experiment", "train", "serve", "inference", "action", *BLOCKS, *LATER)
 """The keys at the root of the YAML."""
 
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -15,7 +15,9 @@ from typing import Any, Final, Literal, cast
 
 from flagvega.config.report import Report
 
-_TEXT_SCRIPT: Final = re.compile(r"(.*/)?(flagscale/(train/)?(\w+/)*train(_\w+)?\.py|pretrain_gpt\.py)")
+_TEXT_SCRIPT: Final = re.compile(
+    r"(.*/)?(flagscale/(train/)?(\w+/)*train(_\w+)?\.py|pretrain_gpt\.py|flagscale/inference/inference_\w+\.py)"
+)
 _IMAGE_SCRIPT: Final = re.compile(r"llava|vision|multimodal|clip|emu|robo|_vl|_mm\b", re.IGNORECASE)
 
 
@@ -71,4 +73,4 @@ def check_entrypoint(entrypoint: str, path: str, report: Report) -> None:
         fix = "delete the key: the engine brings its program"
         report.fault(path, f"'{entrypoint}' is not run: an entrypoint of your own has no place here", fix)
     elif _IMAGE_SCRIPT.search(entrypoint.rpartition("/")[2]):
-        report.fault(path, f"'{entrypoint}' trains on images", "flagvega trains language models on text")
+        report.fault(path, f"'{entrypoint}' works on images", "flagvega is for language models on text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from flagvega.config.arguments import argument_homes, read_arguments
 from flagvega.config.command import Command, unknown_action
@@ -13,6 +14,7 @@ from flagvega.config.draft import Draft, make_draft
 from flagvega.config.experiment import check_top_level, exp_dir, homes, read_blocks, read_experiment_block
 from flagvega.config.files import find_folder
 from flagvega.config.flagscale import drop_unused
+from flagvega.config.inference import read_inference
 from flagvega.config.keys import Key
 from flagvega.config.report import Report
 from flagvega.config.serving import read_services
@@ -75,7 +77,12 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
         report.fault("train", "'train' means nothing where the task is to serve", fix)
     experiment = read_experiment_block(values, dropped, report)
     blocks = read_blocks(values, report)
-    services, paths = read_services(values.get("serve"), keys_of, report)
+    generate: dict[str, Any] = {}
+    if draft.infers:
+        engine = draft.given_backend
+        services, paths, generate = read_inference(values.get("inference"), engine, keys_of, report)
+    else:
+        services, paths = read_services(values.get("serve"), keys_of, report)
     report.raise_faults()
     assert experiment is not None
     return Spec(
@@ -90,6 +97,7 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
         where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
         composed=draft.composed,
         services=services,
+        generate=generate,
         warnings=tuple(report.warnings),
         folder=draft.folder,
     )

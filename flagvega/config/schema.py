@@ -9,6 +9,7 @@ from flagvega.config.arguments import SECTIONS
 from flagvega.config.blocks import BLOCKS, LATER, SHORTHANDS, Experiment
 from flagvega.config.fields import Entry, Shape, entries
 from flagvega.config.flagscale import rows
+from flagvega.config.inference import InferenceBlock
 from flagvega.config.keys import Key
 from flagvega.config.serving import ServeEntry
 
@@ -41,6 +42,7 @@ def build_schema(keys: Mapping[str, Key]) -> dict[str, Any]:
                 "properties": {name: {"$ref": "#/$defs/arguments"} for name in SECTIONS},
                 "additionalProperties": False,
             },
+            "inference": {"anyOf": [_block(InferenceBlock), {"type": "null"}]},
             "serve": {"type": ["array", "null"], "items": _block(ServeEntry)},
             **{name: _top_block(name, block) for name, block in BLOCKS.items()},
             **{name: {"type": ["object", "null"], "maxProperties": 0} for name in LATER},

@@ -12,10 +12,10 @@ from typing import Any, Literal
 class Task:
     """``experiment.task``: what is to be done, and by which engine."""
 
-    type: Literal["train", "serve"] = "train"
+    type: Literal["train", "serve", "inference"] = "train"
     """What to do."""
     backend: str = "megatron"
-    """The engine that trains. Services name theirs in `serve`."""
+    """The engine that trains, or that infers (then `vllm`). Services name theirs in `serve`."""
     entrypoint: str | None = None
     """FlagScale's training script: read, and replaced by the engine's own program."""
 
@@ -102,6 +102,8 @@ class Spec:
     """The whole configuration as composed, references unresolved, secrets redacted: what may be written to a file."""
     services: tuple[Service, ...] = ()
     """What is served; empty where something is trained."""
+    generate: Mapping[str, Any] = field(default_factory=dict)
+    """Of an inference: ``prompts`` and ``sampling``."""
     warnings: tuple[str, ...] = ()
     folder: Path = Path()
     """Where the experiment's YAML is: files that it names are looked for here too."""

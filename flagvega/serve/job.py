@@ -12,6 +12,7 @@ from flagvega.config.blocks import GatewayBlock
 from flagvega.config.spec import Spec
 from flagvega.layout.job import Job, NodeJob, source_path
 from flagvega.layout.serving import ServePlan, serve_plan_to_json
+from flagvega.serve.batch import BATCH_FILE, read_prompts
 from flagvega.serve.probe import KEY_ENV
 from flagvega.server import Server
 
@@ -29,16 +30,20 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
         # The user's own variables come through the keeper, and before ours; secrets among them are in no file.
         env = {name: value for name, value in command.env.items() if name not in spec.envs}
         instances.append({**asdict(command), "env": env, "id": instance.id, "url": instance.url})
+    run_dir = str(spec.exp_dir.absolute())
     keeper = NodeJob(
         node=0,
         host=cluster.nodes[0].host,
         num_ranks=len(plan.instances),
-        argv=(sys.executable, "-P", "-m", "flagvega.serve.keeper", "--run-dir", str(spec.exp_dir.absolute())),
+        argv=(sys.executable, "-P", "-m", "flagvega.serve.keeper", "--run-dir", run_dir),
         env=source_path() | dict(spec.envs),
         is_launcher=True,
     )
     files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: {"instances": instances}}
-    if has_gateway(spec, plan):
+    if spec.generate:
+        files[SERVE_FILE]["batch"] = [sys.executable, "-P", "-m", "flagvega.serve.batch", "--run-dir", run_dir]
+        files[BATCH_FILE] = _batch(spec, instances)
+    elif has_gateway(spec, plan):
         files[GATEWAY_FILE] = gateway_settings(spec, plan)
         files[SERVE_FILE]["gateway"] = _gateway(spec, instances[0]["model"])
     return Job((keeper,), files)
@@ -46,7 +51,18 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
 
 def has_gateway(spec: Spec, plan: ServePlan) -> bool:
     """Whether there is one endpoint in front: where the YAML asks for it, and where there are several instances."""
-    return "gateway" in spec.blocks or len(plan.instances) > 1
+    return not spec.generate and ("gateway" in spec.blocks or len(plan.instances) > 1)
+
+
+def _batch(spec: Spec, instances: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the batch reads: prompts, how to draw tokens, and whom to ask."""
+    slots = spec.services[0].arguments.get("max_num_seqs")
+    return {
+        "prompts": read_prompts(spec.generate["prompts"], spec.folder),
+        "sampling": spec.generate["sampling"],
+        "model": spec.services[0].arguments["model"],
+        "instances": [{"url": each["url"], "model": each["model"], "slots": slots} for each in instances],
+    }
 
 
 def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:

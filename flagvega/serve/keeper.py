@@ -26,7 +26,7 @@ from flagvega.serve.probe import KEY_ENV, find_trouble
 
 POLL_S = 0.2
 DRAIN_S = 60.0
-"""Between SIGTERM and SIGKILL; the run's own grace is counted by its supervisor."""
+"""Between SIGTERM and SIGKILL: more than an engine gives what it is answering (its own limit is in ``serve.yaml``)."""
 MAX_RESTARTS = 3
 """Of an instance that had been ready; one that never was is not tried again."""
 MAX_PROBES = 64
@@ -128,6 +128,8 @@ class Keeper:
             Kept(entry, run_dir / "events" / f"rank-{rank}.jsonl", logs / f"rank-{rank}.log")
             for rank, entry in zip(ranks, read["instances"], strict=True)
         ]
+        self.batch_argv, self.batch_log = read.get("batch"), logs / "batch.log"
+        self.batch: subprocess.Popen[bytes] | None = None
         gateway = read.get("gateway")
         self.gateway = gateway and Kept(gateway, run_dir / "events" / "gateway.jsonl", logs / "gateway.log")
         self.asked: int | None = None
@@ -139,6 +141,9 @@ class Keeper:
             signal.signal(number, lambda *_: setattr(self, "asked", int(ExitCode.TERMINATED)))
         for each in self._all():
             each.start()
+        if self.batch_argv:
+            with self.batch_log.open("wb") as log:
+                self.batch = subprocess.Popen(self.batch_argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         while True:
             if self.stop_file.exists() and self.asked is None:
                 self.asked = int(read_json(self.stop_file)["code"])
@@ -151,6 +156,12 @@ class Keeper:
                 self.instances[0].tell("endpoint", reason=f"{self.gateway.facts['url']}/v1, in front of all instances")
             if any(each.state == "failed" for each in self._all()):
                 return self._leave(int(ExitCode.INTERNAL), "")
+            code = self.batch.poll() if self.batch else None
+            if code == 0:
+                return self._leave(int(ExitCode.DONE), "")
+            if code is not None:
+                self.instances[0].state = "failed"
+                self.instances[0].trouble = f"the batch ended with code {code}; its log: {self.batch_log}"
             time.sleep(POLL_S)
 
     def _all(self) -> list[Kept]:
@@ -158,6 +169,9 @@ class Keeper:
         return [*self.instances, *([self.gateway] if self.gateway else [])]
 
     def _leave(self, code: int, reason: str) -> int:
+        if self.batch and self.batch.poll() is None:
+            self.batch.kill()  # what has no result is asked again another time
+            self.batch.wait()
         if self.gateway:
             _drain([self.gateway])  # before the instances that it still waits for
             if self.gateway.state == "failed":

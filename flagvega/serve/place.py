@@ -15,6 +15,8 @@ from flagvega.platform import find_chip
 
 LOOPBACK = "127.0.0.1"
 FIRST_PORT = 8000
+BATCH_PORT = 8400
+"""An inference shall not stand in the way of a service on the same host."""
 
 
 def place(spec: Spec) -> tuple[Cluster, ServePlan]:
@@ -98,7 +100,7 @@ def _ports(spec: Spec) -> Iterator[int]:
     for service in spec.services:
         first = service.arguments.get("port")
         for replica in range(service.num_replicas):
-            port = first + replica if first else FIRST_PORT
+            port = first + replica if first else BATCH_PORT if spec.generate else FIRST_PORT
             while port in taken:
                 port += 1
             taken.add(port)

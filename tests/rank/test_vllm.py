@@ -141,3 +141,13 @@ def test_what_cannot_be_answered_is_refused_by_the_server(served: Served) -> Non
         served.ask(prompt=[1] * 40, max_tokens=4)
     with pytest.raises(urllib.error.HTTPError, match="404"):
         served.ask(model="another", prompt=[1], max_tokens=1)
+
+
+def test_what_is_being_answered_is_finished_when_it_is_stopped(served: Served) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(served.ask, prompt=[1, 2, 3], n=256, max_tokens=28, ignore_eos=True)
+        time.sleep(0.3)
+        assert not answer.done()
+        flagvega("action=stop", f"run_dir={served.directory.root}")
+        usage = answer.result()["usage"]
+    assert usage["completion_tokens"] == 256 * 28

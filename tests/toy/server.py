@@ -25,11 +25,15 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(0)
         if WAY == "slow" and asked["max_tokens"] > 1:
             time.sleep(2)
-        self.answer({"choices": [{"text": "a"}], "pid": os.getpid()})
+        if asked["prompt"] == "refused":
+            return self.answer({"error": {"message": "no"}}, 400)
+        choice = {"text": f"{asked['prompt']}!", "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        return self.answer({"choices": [choice], "usage": usage, "pid": os.getpid()})
 
-    def answer(self, document: object) -> None:
+    def answer(self, document: object, status: int = 200) -> None:
         content = json.dumps(document).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -17,13 +17,15 @@ RANKS = {
     "gpt/mixed": 4,
     "gpt/one": 1,
     "llama/demo": 5,
+    "llama/inference_demo": 1,
     "llama/serve_demo": 1,
+    "llama/tune": 5,
     "mixtral/tiny": 4,
     "qwen/qwen2_5_0_5b": 8,
     "qwen/qwen2_5_7b": 16,
     "qwen/qwen2_5_72b": 64,
 }
-SERVING = [path for path in EXPERIMENTS if path.stem.startswith("serve")]
+SERVING = [path for path in EXPERIMENTS if path.stem.startswith(("serve", "inference"))]
 
 
 def name(path: Path) -> str:
