@@ -118,7 +118,8 @@ def test_a_grid_is_tried_in_the_order_it_is_written(tmp_path):
 
 
 def test_a_choice_that_only_fails_is_put_off(tmp_path):
-    conf = write_search(tmp_path, "{trouble: [crash, none], step_s: [0.05, 0.02, 0.08, 0.03]}", "min_trials: 6, max_trials: 6")
+    space = "{trouble: [crash, none], step_s: [0.05, 0.02, 0.08, 0.03]}"
+    conf = write_search(tmp_path, space, "min_trials: 6, max_trials: 6")
 
     call(conf, "action=auto_tune", PYTHONPATH=PYTHONPATH)
 
