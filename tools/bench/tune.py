@@ -2,6 +2,7 @@
 
 ``collect``: measures a grid with the real engine on emulated chips (warm rank processes, forked for each point), as far
 as ``--minutes`` go; called again, it goes on. ``replay``: searches the kept grids and prints the table of the docs.
+``rank``: counts and ranks a space of millions.
 """
 
 from __future__ import annotations
@@ -81,6 +82,27 @@ CASES = (
         "experiment.auto_tuner.space.micro_batch_size=[1,2]",
     )),
 )  # fmt: skip
+
+
+LARGE = Case("three-hosts", (("h100-sxm", 8), ("a800-sxm-80g", 8), ("v100-sxm2-32g", 8)), (
+    _order("h100-sxm", "a800-sxm-80g", "v100-sxm2-32g"), "train.model.num_layers=32",
+    "train.model.global_batch_size=64", "train.model.hidden_size=1024", "train.model.num_attention_heads=16",
+    "train.model.num_query_groups=8", "train.model.ffn_hidden_size=2048",
+))  # fmt: skip
+"""Three meshes of eight devices, 32 layers, all open: FlagScale lists 170,028 candidates and tries them all."""
+
+
+def rank_large() -> None:
+    """Count and rank the large space."""
+    began = time.process_time()
+    question = ask(LARGE.spec(), engines.get("megatron"))
+    pool = Pool(question)
+    seen = Guided(pool).next()
+    took = time.process_time() - began
+    legal = question.tally.steps[-1][1]
+    print(f"{question.tally.total:,} layouts before any rule, {legal:,} legal; {pool.num_legal:,} with their layers,")
+    print(f"{pool.num_fitting:,} of them fit; counted and ranked in {took:.1f} s of CPU")
+    print(f"first: {dict(seen.point.values) if seen else None}")
 
 
 # ---- collect ----
@@ -299,7 +321,7 @@ def show(case: Case, num_seeds: int) -> None:
 def main() -> None:
     """Act on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("collect", "replay", "count"))
+    parser.add_argument("what", choices=("collect", "replay", "count", "rank"))
     parser.add_argument("--case", choices=[case.name for case in CASES])
     parser.add_argument("--minutes", type=float, default=3.5)
     parser.add_argument("--seeds", type=int, default=100)
@@ -310,6 +332,9 @@ def main() -> None:
             "| cluster | points | within 2 % | rank of first guess | guided | random | Optuna TPE | FlagScale's order |"
         )
         print("|---|---|---|---|---|---|---|---|")
+    if given.what == "rank":
+        rank_large()
+        return
     for case in cases:
         if given.what == "collect":
             collect(case, given.minutes)
