@@ -13,7 +13,7 @@ from flagvega.engine import engines
 
 def act(call: Call) -> Answer:
     """The schema for the engine of the configuration, or for the usual one where none is given."""
-    engine = call.engine if _has_config(call.command) else engines.get(Task.backend)
+    engine = call.engine if _has_config(call.command) and not call.serves else engines.get(Task.backend)
     schema = build_schema(engine.keys())
     return Answer(schema, (json.dumps(schema, indent=2, ensure_ascii=False),))
 
