@@ -9,13 +9,12 @@ from typing import Final
 
 from flagvega.serve.gateway.errors import ApiError, overloaded, unavailable
 from flagvega.serve.gateway.instance import Flight, Forecast, Instance
+from flagvega.serve.gateway.lengths import UNKNOWN, Lengths
 from flagvega.serve.gateway.prefixes import BLOCK_CHARACTERS, BLOCK_TOKENS
 from flagvega.serve.gateway.question import Question
 from flagvega.serve.gateway.settings import Settings
 
 CHARACTERS_PER_TOKEN: Final = 4.0
-OUTPUT_TOKENS: Final = 256.0
-"""Of an answer that nothing is known about yet."""
 KEPT: Final = 0.95
 """Weight of what was known before, at each new answer."""
 ALIKE: Final = 0.02
@@ -32,7 +31,7 @@ class Fleet:
         self.draining = False
         """Whether nothing new is taken."""
         self._characters_per_token = CHARACTERS_PER_TOKEN
-        self._output_tokens: dict[str, float] = {}
+        self._lengths: dict[str, Lengths] = {}
 
     # ---- what there is ----
 
@@ -61,17 +60,15 @@ class Fleet:
 
     def output_tokens(self, question: Question) -> float:
         """Tokens of an answer, as expected."""
-        usual = self._output_tokens.get(question.model, OUTPUT_TOKENS)
-        return min(usual, question.max_tokens or usual) * question.num_answers
+        return self._lengths.get(question.model, UNKNOWN).expect(question.max_tokens) * question.num_answers
 
     def learn(self, question: Question, prompt_tokens: int | None, num_tokens: int) -> None:
         """An answer ended."""
         if prompt_tokens and question.num_characters > 64 and not question.num_ids:
             seen = question.num_characters / prompt_tokens
             self._characters_per_token = KEPT * self._characters_per_token + (1 - KEPT) * seen
-        length = num_tokens / question.num_answers
-        usual = self._output_tokens.get(question.model, length)
-        self._output_tokens[question.model] = max(1.0, KEPT * usual + (1 - KEPT) * length)
+        lengths = self._lengths.setdefault(question.model, Lengths())
+        lengths.learn(question.max_tokens, num_tokens / question.num_answers)
 
     # ---- choosing ----
 
