@@ -75,6 +75,10 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
     if values.get("train") is not None:
         fix = "delete it, or write task.type: train"
         report.fault("train", "'train' means nothing where the task is to serve", fix)
+    deploy = dropped.get("experiment.runner.deploy")
+    if isinstance(deploy, Mapping) and deploy.get("prefill_decode_disaggregation"):
+        where = "experiment.runner.deploy.prefill_decode_disaggregation"
+        report.fault(where, "instances that only prefill or only decode are not there yet", "delete it")
     experiment = read_experiment_block(values, dropped, report)
     blocks = read_blocks(values, report)
     generate: dict[str, Any] = {}

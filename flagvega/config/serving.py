@@ -113,7 +113,7 @@ def _service(
                 take_argument(keys[name], value, f"{prefix}.{key}", arguments, where, report)
     service = Service(entry.serve_id, entry.engine, arguments, entry.resources.num_replicas, entry.chip)
     devices, asked = service.num_devices, entry.resources.num_gpus
-    if asked is not None and keys and asked != devices and (asked or entry.chip is None):
+    if asked and keys and asked != devices:
         what = f"num_gpus is {asked}, but tensor_parallel_size x pipeline_parallel_size is {devices}"
         report.fault(f"{path}.resources.num_gpus", what, "delete it, or make them agree")
     return service, where

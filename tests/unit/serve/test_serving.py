@@ -111,6 +111,21 @@ def test_all_mistakes_are_named_with_their_places(dryrun: Dryrun) -> None:
         assert words_ in faults, words_
 
 
+def test_flagscales_replicas_and_devices_are_read(dryrun: Dryrun) -> None:
+    entry = service(tensor_parallel_size=2, trust_remote_code=True)
+    entry["resources"] = {"num_replicas": 4, "num_gpus": 2}
+    runner = {"hostfile": None, "nnodes": 1, "deploy": {"port": 6701, "use_fs_serve": True}}
+    experiment = {**EXPERIMENT["experiment"], "runner": runner}
+    blocks = {"cluster": {"nodes": [{"chip": "a800", "devices": 8}]}, "experiment": experiment}
+    document = dryrun([entry], **blocks)
+    assert len(document["commands"]) == 4
+    assert any("Python in the model's folder" in warning for warning in document["warnings"])
+    entry["resources"]["num_gpus"] = 4
+    assert "num_gpus is 4" in whats(dryrun([entry], ExitCode.CONFIG, **blocks))
+    runner["deploy"] = {"prefill_decode_disaggregation": True, "prefill_num": 1, "decode_num": 1}
+    assert "not there yet" in whats(dryrun([service()], ExitCode.CONFIG, experiment=experiment))
+
+
 def test_arguments_by_engine_come_on_top_of_the_general_ones(dryrun: Dryrun) -> None:
     entry = {**service(), "engine_args_specific": {"vllm": {"max_num_seqs": 4}, "sglang": {"page_size": 1}}}
     assert "--max-num-seqs=4" in dryrun([entry])["commands"][0]["argv"]
