@@ -145,7 +145,7 @@ def test_what_cannot_be_answered_is_refused_by_the_server(served: Served) -> Non
 
 def test_what_is_being_answered_is_finished_when_it_is_stopped(served: Served) -> None:
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(served.ask, prompt=[1, 2, 3], n=256, max_tokens=28, ignore_eos=True)
+        answer = pool.submit(served.ask, prompt=[1, 2, 3], n=256, max_tokens=28, ignore_eos=True, temperature=1)
         time.sleep(0.3)
         assert not answer.done()
         flagvega("action=stop", f"run_dir={served.directory.root}")
