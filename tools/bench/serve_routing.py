@@ -3,10 +3,10 @@
 Instances are paced toys (tests/toy/paced.py): slots, seconds a step, tokens of prompt a second; each one's capacity is
 measured alone first. Then the same requests, arriving at random at ``--loads`` of the sum of capacities, go through
 each router in turn. Goodput counts the tokens, within the measured window, of requests whose first token came within
-``--first-token-s`` and whose later ones came at ``--per-token-s`` or faster. Our gateway refuses what would wait
-for half of that, it expects; vllm-router is given a bound of 1.25 requests a slot. A run in which the host was busier than 70 %
-(leaving out niced processes) is marked: its numbers say nothing. ``--overhead`` compares one instance directly and
-through our gateway instead.
+``--first-token-s`` and whose later ones came at ``--per-token-s`` or faster. Our gateway refuses what it expects to
+wait for half of that; vllm-router is given a bound of 1.25 requests a slot. A run in which the host was busier than
+70 % (leaving out niced processes) is marked: its numbers say nothing. ``--overhead`` compares one instance directly
+and through our gateway instead.
 
 vllm-router has an environment of its own: python -m venv V && V/bin/pip install vllm-router==0.1.17, and then
 --router V/bin/vllm-router.
