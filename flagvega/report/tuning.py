@@ -232,8 +232,8 @@ def effects_table(found: Sequence[Effect]) -> str:
         bar = f'<svg viewBox="0 0 64 10" style="width:64px;height:10px;margin:0">{box}</svg>'
         name = effect.dimension if effect.dimension != last else ""
         last = effect.dimension
-        rows.append((escape(name), escape(effect.value), str(effect.num_trials), seconds(effect.best_s), bar))
-    return _table(("dimension", "value", "trials", "best", "speed"), rows)
+        rows.append((escape(name), bar, seconds(effect.best_s), str(effect.num_trials), escape(effect.value)))
+    return _table(("dimension", "speed", "best", "trials", "value"), rows)
 
 
 def trials_table(rows: Sequence[TrialRow]) -> str:
