@@ -12,6 +12,7 @@ from flagvega.actions.call import Answer, Call
 from flagvega.records import count_lines
 from flagvega.report.progress import Progress, duration
 from flagvega.run.directory import Run, RunDirectory, find_runs
+from flagvega.serve.gateway.records import show_gateway
 
 
 def act(call: Call) -> Answer:
@@ -44,7 +45,7 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
         "notes": list(run.notes),
         "start_step": run.start_step,
         "last": progress.last,
-        "shown": progress.fields() | _batch(directory, run),
+        "shown": progress.fields() | _batch(directory, run) | show_gateway(directory.root),
     }
 
 

@@ -23,6 +23,7 @@ from flagvega.serve.gateway.fleet import Fleet
 from flagvega.serve.gateway.forward import Forwarder
 from flagvega.serve.gateway.metrics import Metrics
 from flagvega.serve.gateway.probe import watch
+from flagvega.serve.gateway.records import FOLDER, RECORD_FILE, STATUS_FILE
 from flagvega.serve.gateway.settings import Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -34,8 +35,6 @@ REUSE_S: Final = 3.0
 LAST_WORDS_S: Final = 5.0
 """Answers that are done have so long to reach their clients at the end."""
 POLL_S: Final = 0.05
-STATUS_FILE: Final = "gateway.json"
-RECORD_FILE: Final = "gateway.jsonl"
 
 
 class Gateway:
@@ -200,7 +199,7 @@ async def _run(gateway: Gateway, runner: web.AppRunner, session: aiohttp.ClientS
         ]
         rounds.append(tasks.create_task(gateway.connections.sweep()))
         if settings.run_dir:
-            folder = Path(settings.run_dir) / "serve"
+            folder = Path(settings.run_dir) / FOLDER
             folder.mkdir(parents=True, exist_ok=True)
             rounds.append(tasks.create_task(_record(gateway, folder, url)))
         print(f"listening at {url}", flush=True)
@@ -212,7 +211,7 @@ async def _run(gateway: Gateway, runner: web.AppRunner, session: aiohttp.ClientS
         for task in rounds:
             task.cancel()
     if settings.run_dir:
-        write_json(Path(settings.run_dir) / "serve" / STATUS_FILE, _status(gateway, url) | {"state": "ended"})
+        write_json(Path(settings.run_dir) / FOLDER / STATUS_FILE, _status(gateway, url) | {"state": "ended"})
 
 
 def _stopper(stop: asyncio.Event, fleet: Fleet) -> Callable[[], None]:
