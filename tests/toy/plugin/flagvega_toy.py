@@ -8,15 +8,19 @@ from pathlib import Path
 
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
-from flagvega.config.spec import Spec
+from flagvega.config.spec import Service, Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.codec import plan_to_json
 from flagvega.layout.job import Job, NodeJob
 from flagvega.layout.plan import Boundary, Mesh, Plan
 from flagvega.layout.request import LayoutRequest, MeshRequest
+from flagvega.layout.serving import Instance
 from flagvega.model.workload import Offer, Workload
+from flagvega.server import Command
 
 PROGRAM = Path(__file__).parents[1] / "rank.py"
+PACED = Path(__file__).parents[1] / "paced.py"
+SERVER = Path(__file__).parents[1] / "server.py"
 
 TROUBLES = {
     "oom": ["--error", "OutOfMemoryError"],
@@ -120,3 +124,44 @@ class ToyEngine:
 
 
 engine = ToyEngine()
+
+
+class ToyServer:
+    """Instances of tests/toy/server.py."""
+
+    name = "toy"
+
+    def keys(self) -> Mapping[str, Key]:
+        """What a toy's server can be told."""
+        keys = [Key("way", "str"), Key("port", "int"), Key("host", "str"), Key("model", "str")]
+        return {key.name: key for key in keys}
+
+    def check(self, spec: Spec) -> Sequence[Fault]:
+        """Anything goes."""
+        return ()
+
+    def check_host(self) -> Sequence[Fault]:
+        """Nothing is needed."""
+        return ()
+
+    def check_plan(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
+        """Any chip will do."""
+        return ()
+
+    def check_files(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
+        """Nothing is read."""
+        return ()
+
+    def warnings(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[str]:
+        """Nothing to say."""
+        return ()
+
+    def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
+        """The toy's server."""
+        way = str(service.arguments.get("way", ""))
+        if way == "paced":
+            return Command((sys.executable, str(PACED), "--port", str(instance.port)), {}, "toy", start_s=30)
+        return Command((sys.executable, str(SERVER), str(instance.port), way), {}, "m", start_s=30)
+
+
+server = ToyServer()
