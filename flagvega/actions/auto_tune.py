@@ -135,7 +135,7 @@ def _base_key(spec: Spec, question: Question) -> str:
 
 def trial_spec(spec: Spec, folder: Path, plan: Plan | None, num_steps: int = 0) -> Spec:
     """What a trial runs: the candidate in its own folder, for at least so many steps."""
-    blocks = {name: block for name, block in spec.blocks.items() if name not in ("plan", "auto_tuner")}
+    blocks = {name: block for name, block in spec.blocks.items() if name != "auto_tuner"}
     if plan is not None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -219,7 +219,7 @@ def best_spec(spec: Spec, call: Call, tuner: Tuner, best: Trial) -> Spec:
     """The experiment with the best candidate's choices."""
     point = decode(best.point)
     part = tuner.question.by_settings[point.settings]
-    blocks = {name: block for name, block in part.spec.blocks.items() if name != "plan"}
+    blocks = dict(part.spec.blocks)
     if point.shape is not None:
         blocks["plan"] = {"file": str(spec.exp_dir / FOLDER / "best" / "plan.json")}
     return replace(part.spec, exp_dir=spec.exp_dir, blocks=blocks)
