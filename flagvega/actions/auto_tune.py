@@ -129,6 +129,7 @@ def _base_key(spec: Spec, question: Question) -> str:
         "arguments": {name: value for name, value in part.arguments.items() if name not in chosen},
         "envs": {name: value for name, value in spec.envs.items() if f"env.{name}" not in chosen},
         "cluster": spec.blocks.get("cluster"),
+        "plan": part.blocks.get("plan", {}).get("file"),
         "bridge": {k: v for k, v in spec.blocks.get("bridge", {}).items() if f"bridge.{k}" not in chosen},
     })  # fmt: skip
 
@@ -192,13 +193,9 @@ def _opening(question: Question, progress: Progress, num_done: int) -> list[str]
     if question.tally.total:
         lines.append(f"{question.tally.total:,} layouts in the space, before layers are split")
         left = question.tally.total
-        by_rule: dict[str, tuple[int, str]] = {}
-        for name, now, example in question.tally.steps:
-            gone, why = by_rule.get(name, (0, ""))
-            by_rule[name] = (gone + now, why or example)
-        for name, (now, example) in by_rule.items():
+        for rule, now, example in question.tally.by_rule():
             if now != left:
-                lines.append(f"  {name}: {left - now:,} fewer, {now:,} left" + (f" ({example})" if example else ""))
+                lines.append(f"  {rule}: {left - now:,} fewer, {now:,} left" + (f" ({example})" if example else ""))
             left = now
     lines += [f"  not taken: {dict(settings)}: {why}" for settings, why in question.refused[:5]]
     pool = progress.pool

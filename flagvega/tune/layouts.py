@@ -47,6 +47,14 @@ class Tally:
     total: int = 0
     steps: list[tuple[str, int, str]] = field(default_factory=list)
 
+    def by_rule(self) -> list[tuple[str, int, str]]:
+        """One entry a rule, summed over the combinations of settings."""
+        found: dict[str, tuple[int, str]] = {}
+        for rule, left, example in self.steps:
+            before, first = found.get(rule, (0, ""))
+            found[rule] = before + left, first or example
+        return [(rule, left, example) for rule, (left, example) in found.items()]
+
 
 def list_shapes(space: Space, facts: Facts, order: Sequence[str] | None, tally: Tally) -> list[Shape]:
     """All legal layouts but for their splits; ``order`` are the chips of the meshes where the YAML gives them."""

@@ -105,7 +105,7 @@ class Pool:
         split = tuple(int(layers) for layers in row.splits[index - row.begin])
         return Point(row.part.settings, row.shape, split), row.part
 
-    def find(self, key: str, point: Point) -> int | None:
+    def find(self, point: Point) -> int | None:
         """The index of a candidate, if it is one."""
         for row in self.rows:
             if row.shape == point.shape and row.part.settings == point.settings:

@@ -247,7 +247,7 @@ def replay(order: Order, pool: Pool, trials: Sequence[Trial], key_of: Callable[[
     num = 0
     for trial in trials:
         point = decode(trial.point)
-        index = pool.find(trial.key, point)
+        index = pool.find(point)
         if index is not None and key_of(point) == trial.key:
             order.learn(pool.see(index, Model(), 0.0), trial)
             num += 1

@@ -158,13 +158,9 @@ def tune_page(name: str, question: Question, tuner: Tuner) -> str:
 
 def counts(question: Question, progress: Progress) -> list[tuple[str, str, str]]:
     """(rule, how many are left after it, an example of what went)."""
-    found: dict[str, list[object]] = {}
-    for rule, left, example in question.tally.steps:
-        entry = found.setdefault(rule, [0, ""])
-        entry[0] = int(str(entry[0])) + left
-        entry[1] = entry[1] or example
-    rows = [("none: layouts before layers are split", f"{question.tally.total:,}", "")] if found else []
-    rows += [(rule, f"{left:,}", str(example)) for rule, (left, example) in found.items()]
+    steps = question.tally.by_rule()
+    rows = [("none: layouts before layers are split", f"{question.tally.total:,}", "")] if steps else []
+    rows += [(rule, f"{left:,}", example) for rule, left, example in steps]
     rows.append(("with their layers and settings", f"{progress.pool.num_legal:,}", ""))
     rows.append(("memory, predicted", f"{progress.pool.num_fitting:,}", ""))
     return rows

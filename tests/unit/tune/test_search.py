@@ -156,7 +156,7 @@ def test_what_trials_taught_is_a_profile_that_the_planner_goes_by(tuned, questio
     informed.predict(Model())
 
     before = [abs(log(seen.predicted_s / trial.time_s)) for seen, trial in trials]
-    indexes = [informed.find(trial.key, seen.point) for seen, trial in trials]
+    indexes = [informed.find(seen.point) for seen, _ in trials]
     after = [
         abs(log(informed.see(index, Model(), 0.0).predicted_s / trial.time_s))
         for index, (_, trial) in zip(indexes, trials, strict=True)
@@ -170,7 +170,7 @@ def test_a_candidate_survives_the_record(question):
         point, _ = pool.point(index)
         assert decode(encode(point)) == point
         assert decode(encode(point)).key == point.key
-        assert pool.find(point.key, point) == index
+        assert pool.find(point) == index
 
 
 def test_a_torn_line_is_dropped_and_the_rest_counts(tmp_path, question):
