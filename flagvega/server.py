@@ -21,8 +21,10 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
     """What clients call the model."""
-    start_s: int = 1800
+    start_s: float = 1800
     """It is given up when it does not answer within this."""
+    hang_s: float = 120
+    """Once it has served, it is ended and started again when its ``/health`` has not answered for this long."""
 
 
 class Server(Backend, Protocol):

@@ -140,7 +140,8 @@ def _post(url: str, question: Mapping[str, Any]) -> Any:
     if key := os.environ.get(KEY_ENV):
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(url, json.dumps(question).encode(), headers)
-    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # nosec B310: always http, of our own making
+    # Always http, of our own making.
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # nosec B310
         return json.loads(answer.read())
 
 

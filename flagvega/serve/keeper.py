@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flagvega.errors import ExitCode
 from flagvega.records import append_json_line, read_json
-from flagvega.serve.probe import KEY_ENV, find_trouble
+from flagvega.serve.probe import KEY_ENV, find_trouble, is_healthy
 
 POLL_S = 0.2
 DRAIN_S = 60.0
@@ -30,6 +31,9 @@ DRAIN_S = 60.0
 MAX_RESTARTS = 3
 """Of an instance that had been ready; one that never was is not tried again."""
 MAX_PROBES = 64
+HANG_S = 120.0
+LOOKS = 6
+"""Looks at ``/health`` within the time after which a process counts as hanging."""
 SERVE_FILE = "job/serve.json"
 
 _threads = ThreadPoolExecutor(max_workers=MAX_PROBES)
@@ -51,6 +55,10 @@ class Kept:
     restarts: int = 0
     trouble: str = ""
     probe: Future[str] | None = None
+    pulse: Future[bool] | None = None
+    felt: float = 0.0
+    alive: float = 0.0
+    """When it last answered ``/health``."""
 
     def tell(self, event: str, **facts: Any) -> None:
         """Record an event of the instance."""
@@ -61,9 +69,11 @@ class Kept:
         env = {**os.environ, **self.facts["env"]}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                self.facts["argv"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-        self.state, self.started, self.trouble, self.probe = "starting", time.monotonic(), "", None
+                self.facts["argv"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self.state, self.started, self.trouble = "starting", time.monotonic(), ""
+        self.probe = self.pulse = None
         self.tell("start", pid=self.process.pid)
 
     def look(self) -> None:
@@ -74,6 +84,8 @@ class Kept:
             self._lost(f"it ended by itself, with code {code}")
         elif self.state == "starting":
             self._ask()
+        elif self.state == "ready":
+            self._feel()
 
     def _ask(self) -> None:
         """Whether it answers by now; the question waits in a thread, since a first completion may take minutes."""
@@ -84,11 +96,23 @@ class Kept:
         elif self.probe.done():
             self.trouble, self.probe = self.probe.result(), None
             if not self.trouble:
-                self.state = "ready"
+                self.state, self.alive = "ready", time.monotonic()
                 reason = f"{self.facts['model']} at {self.facts['url']}/v1"
                 self.tell("serving", reason=reason, seconds=round(waited_s, 1))
             elif waited_s > self.facts["start_s"]:
                 self._lost(f"no answer within {self.facts['start_s']} s: {self.trouble}")
+
+    def _feel(self) -> None:
+        """Whether it still answers: a process that hangs does not end."""
+        now, hang_s = time.monotonic(), self.facts.get("hang_s", HANG_S)
+        if self.pulse is None and now - self.felt > hang_s / LOOKS:
+            self.pulse = _threads.submit(is_healthy, self.facts["url"])
+            self.felt = now
+        elif self.pulse is not None and self.pulse.done():
+            self.alive = now if self.pulse.result() else self.alive
+            self.pulse = None
+            if now - self.alive > hang_s:
+                self._lost(f"it hangs: no answer to /health for {hang_s:g} s")
 
     def _lost(self, reason: str) -> None:
         was_ready = self.state == "ready"
@@ -112,9 +136,10 @@ class Kept:
             self.process.terminate()
 
     def end(self) -> None:
-        """End it now, if it still runs."""
-        if self.process is not None and self.is_running:
-            self.process.kill()
+        """End it now, with the processes that it started, even where it has ended before them."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 

@@ -30,13 +30,23 @@ def find_trouble(url: str, model: str, key_env: str | None = KEY_ENV) -> str:
     return "" if answer.get("choices") else f"a completion without choices: {answer}"
 
 
+def is_healthy(url: str) -> bool:
+    """Whether ``/health`` answers."""
+    try:
+        _ask(f"{url}/health", None, HEALTH_S, None)
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
 def _ask(url: str, body: Any, timeout_s: float, key_env: str | None) -> bytes:
     headers = {"Content-Type": "application/json"}
     if key_env and (key := os.environ.get(key_env)):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers)
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # nosec B310: always http, of our own making
+    # Always http, of our own making.
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # nosec B310
         content: bytes = answer.read()
     return content
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flagvega.records import read_json_lines, write_json
@@ -33,7 +34,7 @@ class Kept:
             (directory / folder).mkdir()
         instances = [
             {"id": i, "argv": [sys.executable, str(TOY), str(port), way], "env": {}, "model": "toy", "start_s": 30,
-             "url": f"http://127.0.0.1:{port}"}
+             "hang_s": 3, "url": f"http://127.0.0.1:{port}"}
             for i, (port, way) in enumerate(zip(self.ports, ways, strict=True))
         ]  # fmt: skip
         port = str(free_port())
@@ -135,6 +136,37 @@ def test_an_engine_that_dies_while_it_serves_is_started_again_a_few_times(keep: 
     assert kept.process.wait(PATIENCE_S) == 1
     assert len(kept.events(0, "restart")) == 3
     assert "code -9" in kept.events(0, "exit")[0]["reason"]
+
+
+def test_an_engine_that_hangs_is_ended_and_started_again(keep: Callable[..., Kept]) -> None:
+    kept = keep("")
+    kept.wait(lambda: kept.events(0, "serving"))
+    first = kept.events(0, "start")[0]["pid"]
+    os.kill(first, signal.SIGSTOP)
+    kept.wait(lambda: len(kept.events(0, "serving")) == 2)
+    assert "it hangs" in kept.events(0, "restart")[0]["reason"]
+    assert kept.ask()["pid"] != first
+    assert kept.stop() == 0
+
+
+def test_what_a_dead_engine_had_started_is_ended_with_it(keep: Callable[..., Kept]) -> None:
+    kept = keep("family")
+    kept.wait(lambda: kept.events(0, "serving"))
+    first = kept.ask()
+    os.kill(first["pid"], signal.SIGKILL)
+    kept.wait(lambda: len(kept.events(0, "serving")) == 2)
+    second = kept.ask()
+    assert not is_alive(first["child"])
+    assert kept.stop() == 0
+    assert not is_alive(second["child"])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that its parent left behind may stay as a zombie for a moment."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_what_was_begun_is_finished_when_it_is_stopped(keep: Callable[..., Kept]) -> None:

@@ -1,7 +1,8 @@
 """A toy of an engine's server, in the ways in which real ones go wrong.
 
 ``server.py PORT [WAY]``: ``sick`` answers ``/health`` and ends at its first request, with code 0; ``gone`` ends at
-once, with code 0; ``slow`` takes three seconds for a completion and finishes it at SIGTERM.
+once, with code 0; ``family`` has a process of its own; ``slow`` takes two seconds for a completion and finishes it at
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"error": {"message": "no"}}, 400)
         choice = {"text": f"{asked['prompt']}!", "finish_reason": "stop"}
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
-        return self.answer({"choices": [choice], "usage": usage, "pid": os.getpid()})
+        return self.answer({"choices": [choice], "usage": usage, "pid": os.getpid(), "child": CHILD})
 
     def answer(self, document: object, status: int = 200) -> None:
         content = json.dumps(document).encode()
@@ -43,6 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 PORT, WAY = int(sys.argv[1]), "".join(sys.argv[2:])
+CHILD = subprocess.Popen(["sleep", "600"]).pid if WAY == "family" else None
 if WAY == "gone":
     sys.exit(0)
 server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
