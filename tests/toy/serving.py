@@ -77,7 +77,7 @@ class Served:
         ]
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        probing = {"interval_s": 0.2, "health_s": 0.5, "failures": 2, "slow_start_s": 0.0}
+        probing = {"interval_s": 0.2, "health_s": 1.5, "failures": 2, "slow_start_s": 0.0}
         settings = {
             "port": port,
             "run_dir": str(self.folder),

@@ -311,9 +311,9 @@ async def overhead(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             ways = {"direct": urls[0], "gateway": f"http://127.0.0.1:{port}"}
             await wait_ready(ways["gateway"])
             for seed in arguments.seeds:
-                for way, url in ways.items():
+                for i, (way, url) in enumerate(ways.items()):
                     psutil.cpu_times_percent()
-                    rate = await capacity(url, Pace(pace.slots // 2, 0, 0), arguments.alone_s, seed)
+                    rate = await capacity(url, Pace(pace.slots // 2, 0, 0), arguments.alone_s, 2 * seed + i)
                     firsts = [each.times[0] - each.begun for each in await keep_alone(url, arguments.alone_s)]
                     row = {"way": way, "seed": seed, "tokens_per_s": rate, "first_s": median(firsts)}
                     rows.append(row | {"busy": busy_percent(), "requests": len(firsts)})

@@ -22,6 +22,8 @@ from flagvega.serve.gateway.stream import StreamReader
 FULL: Final = frozenset({429, 503})
 """An instance that takes nothing more for now."""
 BROKEN: Final = frozenset({500, 502, 504})
+CLIENT_LEFT: Final = 499
+"""As nginx has it; nobody reads it."""
 INSTANCE_HEADER: Final = "X-Flagvega-Instance"
 REQUEST_HEADER: Final = "X-Request-Id"
 MAX_REQUEST_ID: Final = 128
@@ -95,7 +97,7 @@ class Forwarder:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if request.transport is None or request.transport.is_closing():
                 self.metrics.left.inc()
-                raise
+                return exchange.response or web.Response(status=CLIENT_LEFT)
             what = str(error) or type(error).__name__
             if exchange.response is None:
                 raise _LostError(unavailable(f"instance {instance.id} did not answer: {what}")) from error
@@ -139,9 +141,8 @@ class _Exchange:
             if upstream.status == 200:
                 self._count(flight, _usage(body))
             self.metrics.answered(self.instance, upstream.status, self.prompt_tokens, flight.num_tokens)
-            return web.Response(
-                status=upstream.status, body=body, headers={**about, "Content-Type": upstream.headers["Content-Type"]}
-            )
+            kind = upstream.headers.get("Content-Type", "application/json")
+            return web.Response(status=upstream.status, body=body, headers={**about, "Content-Type": kind})
 
     async def _pass_stream(
         self, upstream: aiohttp.ClientResponse, flight: Flight, about: dict[str, str]
@@ -162,14 +163,24 @@ class _Exchange:
                 headers = {**about, "Content-Type": upstream.headers["Content-Type"], "Cache-Control": "no-cache"}
                 self.response = web.StreamResponse(headers=headers)
                 await self.response.prepare(self.request)
-            async with asyncio.timeout(self.waiting.silence_s):
-                await self.response.write(chunk)
+            await self._write(chunk)
         if self.response is None or not reader.finished:
             raise aiohttp.ClientPayloadError("the stream ended too early")
         self._count(flight, reader.usage())
         self.metrics.answered(self.instance, 200, self.prompt_tokens, flight.num_tokens)
         await self.response.write_eof()
         return self.response
+
+    async def _write(self, chunk: bytes) -> None:
+        """Pass on to the client; one that takes nothing for long is let go, as if it had left."""
+        assert self.response is not None
+        try:
+            async with asyncio.timeout(self.waiting.silence_s):
+                await self.response.write(chunk)
+        except TimeoutError:
+            if self.request.transport is not None:
+                self.request.transport.abort()
+            raise
 
     async def break_off(self, what: str) -> web.StreamResponse:
         """End an answer that cannot go on; nothing of it is repeated."""
@@ -179,7 +190,7 @@ class _Exchange:
         self.instance.wake.set()
         error = ApiError(502, what, "server_error", "instance_lost")
         # A blank line first: the last event may have been cut in the middle.
-        await self.response.write(b"\n\ndata: " + error.body + b"\n\n")
+        await self._write(b"\n\ndata: " + error.body + b"\n\n")
         await self.response.write_eof()
         return self.response
 
