@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flagvega.errors import FlagvegaError
-from flagvega.serve.gateway.settings import read_settings
+from flagvega.errors import Fault, FlagvegaError, PreflightError
+from flagvega.serve.gateway.settings import Settings, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,13 +18,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON; docs/serve.md tells its keys")
     try:
         settings = read_settings(parser.parse_args(argv).config)
-        from flagvega.serve.gateway.server import serve  # aiohttp is an extra: bad settings are told without it
-
-        asyncio.run(serve(settings))
+        _serve(settings)
     except FlagvegaError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
     return 0
+
+
+def _serve(settings: Settings) -> None:
+    try:
+        from flagvega.serve.gateway.server import serve
+    except ModuleNotFoundError as error:
+        fix = "pip install -r requirements/gateway.txt"
+        raise PreflightError(Fault(f"'{error.name}', which the gateway needs, is not installed", fix=fix)) from error
+    asyncio.run(serve(settings))
 
 
 if __name__ == "__main__":
