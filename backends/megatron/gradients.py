@@ -100,12 +100,19 @@ def share_norm(optimizer: Any, groups: Groups, device: Device) -> None:
         return float(total)
 
     def get_grad_norm() -> float:
-        return math.sqrt(reduce(sum(float(gradient.double().square().sum()) for gradient in counted())))
+        return math.sqrt(reduce(sum(_square_sum(gradient) for gradient in counted())))
 
     def count_zeros() -> float:
         return reduce(sum(float((gradient == 0).sum()) for gradient in counted()))
 
     optimizer.get_grad_norm, optimizer.count_zeros = get_grad_norm, count_zeros
+
+
+def _square_sum(tensor: Tensor) -> float:
+    """Sum of squares in double precision, in parts: a double copy of a whole embedding may not fit."""
+    size = 2**14 if tensor.device.type == "cpu" else 2**22
+    parts = [part.double().square().sum() for part in tensor.reshape(-1).split(size)]
+    return float(torch.stack(parts).sum()) if parts else 0.0
 
 
 def _replica(part: Any, groups: Groups) -> int:

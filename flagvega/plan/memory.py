@@ -106,20 +106,29 @@ def pass_bytes(work: Workload, kind: Kind, degrees: Degrees, samples: int) -> fl
     """Bytes that the passes of a part need at once beside what the part saves, which has been measured.
 
     Of a layer: gradients of the MLP's branches, and of their product, as long as its saved activations are there.
-    Of the head: its logits as they were before they became the loss's fp32.
+    Of the head: its logits once more in fp32, and as they were before where they were not.
     """
     shape, size = work.shape, work.element_bytes
     tokens = samples * work.seq / degrees.cp
     if kind == "embedding":
         return 0.0
     if kind == "head":
-        return 0.0 if work.dtype == "fp32" else size * tokens * shape.vocab / degrees.tp
+        return (4 if work.dtype == "fp32" else 4 + size) * tokens * shape.vocab / degrees.tp
     branches = 2 if shape.gated else 1
     gradients = branches + 1 if work.kernels.fused else 2 * branches + 1
     if kind == "experts" and shape.experts is not None:
         its = shape.experts
         return size * tokens * gradients * (its.topk * its.ffn / degrees.etp + its.shared_ffn / degrees.tp)
     return size * tokens * gradients * shape.ffn / degrees.tp
+
+
+def step_bytes(work: Workload, degrees: Degrees, distributed_optimizer: bool) -> float:
+    """Bytes that the optimizer's step needs for the weights of the embedding or of the output layer: twice, in fp32.
+
+    Only where a stage has nothing else is that more than what its passes hold.
+    """
+    replicas = degrees.replicas[0] if distributed_optimizer else 1
+    return 8.0 * work.shape.vocab * work.shape.hidden / degrees.tp / replicas
 
 
 def unused_gradient_bytes(work: Workload, kinds: Collection[Kind], degrees: Degrees) -> float:

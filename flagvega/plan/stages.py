@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from math import ceil
 
 from flagvega.layout.plan import Recompute
@@ -11,7 +12,16 @@ from flagvega.model.shape import ModelShape
 from flagvega.model.workload import Workload
 from flagvega.plan.costs import Costs, Kind, Side
 from flagvega.plan.machine import Machine
-from flagvega.plan.memory import CONTEXT_SHARE, Held, Memory, held, parameter_bytes, pass_bytes, unused_gradient_bytes
+from flagvega.plan.memory import (
+    CONTEXT_SHARE,
+    Held,
+    Memory,
+    held,
+    parameter_bytes,
+    pass_bytes,
+    step_bytes,
+    unused_gradient_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class StageCosts:
     pinned: tuple[Recompute, ...] | None = None
     relaxed: bool = False
     """Every layer costs, and holds, the least that any kind of layer does: for bounds."""
+    _kinds: dict[Side, dict[Kind, tuple[float, float, Held]]] = field(default_factory=dict)
     _parts: dict[Side, Parts] = field(default_factory=dict)
     _stages: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
     _chunks: dict[tuple[Side, Work, int], StageCost] = field(default_factory=dict)
@@ -214,6 +225,8 @@ class StageCosts:
             saved, workspace = saved + its.activation, max(workspace, its.workspace)
             is_shared = kind == "head" and work.embedding and self.work.shape.tied
             dense += self.work.shape.hidden if is_shared else its.dense
+        if work.num_layers == 0 and not self.relaxed:
+            workspace = max(workspace, step_bytes(self.work, side.degrees, self.distributed_optimizer) - saved)
         weights, gradients, optimizer = parameter_bytes(
             self.work, side.degrees, dense, experts, self.distributed_optimizer
         )
@@ -241,7 +254,13 @@ class StageCosts:
             return its
         return replace(its, activation=saved, workspace=pass_bytes(self.work, kind, side.degrees, samples))
 
-    def _make_parts(self, side: Side) -> Parts:
+    def kinds(self, side: Side) -> dict[Kind, tuple[float, float, Held]]:
+        """Forward, backward and what is held, per kind of part."""
+        if side not in self._kinds:
+            self._kinds[side] = self._make_kinds(side)
+        return self._kinds[side]
+
+    def _make_kinds(self, side: Side) -> dict[Kind, tuple[float, float, Held]]:
         samples = self.samples // side.degrees.dp
         present: tuple[Kind, ...] = ("embedding", *dict.fromkeys(self.layer_kinds), "head")
         kinds = {
@@ -255,12 +274,16 @@ class StageCosts:
         if self.relaxed:
             least = _least([kinds[kind] for kind in dict.fromkeys(self.layer_kinds)])
             kinds |= dict.fromkeys(self.layer_kinds, least)
-        sums = [(0.0,) * 6]
-        for kind in self.layer_kinds:
-            forward_s, backward_s, its = kinds[kind]
-            more = (forward_s, backward_s, its.dense, its.experts, its.activation, its.entry)
-            sums.append(tuple(x + y for x, y in zip(sums[-1], more, strict=True)))  # type: ignore[arg-type]
-        return Parts(kinds, *zip(*sums, strict=True))
+        return kinds
+
+    def _make_parts(self, side: Side) -> Parts:
+        kinds = self.kinds(side)
+        each = {
+            kind: (forward_s, backward_s, its.dense, its.experts, its.activation, its.entry)
+            for kind, (forward_s, backward_s, its) in kinds.items()
+        }
+        columns = zip(*(each[kind] for kind in self.layer_kinds), strict=True)
+        return Parts(kinds, *(tuple(accumulate(column, initial=0.0)) for column in columns))
 
 
 def layer_kinds(shape: ModelShape) -> tuple[Kind, ...]:

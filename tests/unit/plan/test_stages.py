@@ -53,6 +53,11 @@ def test_measured_activations_leave_room_for_the_gradients_of_one_mlp(layers: in
     assert memory.workspace == (2 * branches + 1) * 352 * (2 * 64) * 4
 
 
-def test_a_measured_head_in_fp32_needs_nothing_beside_what_it_saves() -> None:
+def test_a_measured_head_needs_its_logits_once_more() -> None:
     memory = stage_costs(Counted(WORK, MACHINE, True)).stage(A, Work(4, 4, False, True), 1).memory
-    assert (memory.activations, memory.workspace) == (1e6, 0.0)
+    assert (memory.activations, memory.workspace) == (1e6, 4 * 512 * 2 * 64)
+
+
+def test_a_stage_of_the_embedding_alone_has_room_for_the_optimizers_step() -> None:
+    memory = stage_costs(AnalyticCosts(WORK, MACHINE, False)).stage(A, Work(0, 0, True, False), 3).memory
+    assert memory.workspace == 8 * 512 * 128
