@@ -36,14 +36,15 @@ class Served:
         self.ports: list[int] = []
         self.words: list[Sequence[str]] = []
         self.gateway: subprocess.Popen[bytes] | None = None
+        self.gateways: list[subprocess.Popen[bytes]] = []
         self.url = ""
 
     def __enter__(self) -> Served:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in [*self.toys, self.gateway]:
-            if process is not None and process.poll() is None:
+        for process in [*self.toys, *self.gateways]:
+            if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
                 process.wait()
@@ -90,6 +91,7 @@ class Served:
         argv = [sys.executable, "-P", "-m", "flagvega.serve", "--config", str(file)]
         environ = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
         self.gateway = subprocess.Popen(argv, env=environ)
+        self.gateways.append(self.gateway)
         if wait:
             self.wait_for(lambda: self.health()["ready"] == len(self.ports))
 
