@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 
 import numpy as np
+import numpy.typing as npt
 
 from flagvega.plan.costs import Side
 from flagvega.plan.rows import Seconds, StageRows
@@ -32,12 +34,22 @@ class Batch:
         self.num_micro_batches = self.costs.num_micro_batches
         self.num_layers = problem.work.shape.layers
         found: dict[int, list[Side]] = defaultdict(list)
-        for side in sides(problem, samples):
+        for side in sides(problem, samples, self.costs):
             found[side.group].append(side)
         self.options = dict(found)
         """Kinds of chips that can hold a stage at all, each with its ways to do so."""
         self._stages: dict[tuple[Side, bool, bool], StageRows] = {}
         self._timed: dict[tuple[Side, int, bool, bool], tuple[Seconds, Seconds]] = {}
+
+    def coarser(self, parts: int) -> Batch:
+        """The same with those sides only that have at least so large a part of their kind of chip."""
+        found = copy(self)
+        found.options = {
+            group: large
+            for group, options in self.options.items()
+            if (large := [its for its in options if its.degrees.size * parts >= self.problem.devices(group)])
+        }
+        return found
 
     @property
     def is_possible(self) -> bool:
@@ -74,11 +86,35 @@ class Batch:
         stage = self.costs.stage(side, work, in_flight)
         return stage.reduction_s + stage.optimizer_s
 
-    def _within(self, side: Side, in_flight: int, limits: Limits, embedding: bool, head: bool) -> Seconds:
+    def least(self, side: Side, levels: npt.NDArray[np.int64], longest_s: float, embedding: bool = False,
+              head: bool = False) -> tuple[Seconds, Seconds]:  # fmt: skip
+        """Least time and load of stages at any place, by micro-batches in flight and by 0, 1, ... layers.
+
+        Stages that take longer than ``longest_s`` may be left out.
+        """
+        rows = self._rows(side, embedding, head)
+        rows.grow(longest_s)
+        flying = np.minimum(levels, self.num_micro_batches)[:, None, None]
+        time_s, forward_s = rows.times(flying)
+        with np.errstate(invalid="ignore"):
+            load_s = (self.num_micro_batches - 1) * time_s - (flying - 1) * forward_s
+        load_s = np.nan_to_num(load_s, nan=inf, posinf=inf)
+        found = time_s.min(axis=2), load_s.min(axis=2)
+        width = int(np.flatnonzero((found[0] <= longest_s).any(axis=0)).max(initial=0)) + 1
+        found = found[0][:, :width], found[1][:, :width]
+        if embedding or head:
+            return found
+        none = np.full((len(levels), 1), inf)
+        return np.hstack([none, found[0]]), np.hstack([none, found[1]])
+
+    def _rows(self, side: Side, embedding: bool, head: bool) -> StageRows:
         kind = side, embedding, head
         if kind not in self._stages:
             self._stages[kind] = StageRows(self.costs, side, embedding, head)
-        rows = self._stages[kind]
+        return self._stages[kind]
+
+    def _within(self, side: Side, in_flight: int, limits: Limits, embedding: bool, head: bool) -> Seconds:
+        rows = self._rows(side, embedding, head)
         rows.grow(limits.time_s)
         key = side, min(in_flight, self.num_micro_batches), embedding, head
         known = self._timed.get(key)
@@ -109,12 +145,13 @@ class Batch:
 
     @cached_property
     def least_load_s(self) -> float:
-        """No plan has less load: some stage takes its share of the work, and has at most all m in flight."""
-        parts = (self.costs.parts(side).kinds.values() for its in self.options.values() for side in its)
+        """No plan has less load: some stage takes its share of the work, and has so many in flight at most."""
+        parts = (self.costs.kinds(side).values() for its in self.options.values() for side in its)
         share = max(forward_s / (forward_s + backward_s) for its in parts for forward_s, backward_s, _ in its)
         m = self.num_micro_batches
-        return (1 - share) * (m - 1) / m * self.fluid_s
+        in_flight = min(m, self.num_layers + 1 + len(self.options))
+        return (m - 1 - (in_flight - 1) * share) / m * self.fluid_s
 
     def _device_seconds(self, side: Side) -> float:
-        kinds = self.costs.parts(side).kinds
+        kinds = self.costs.kinds(side)
         return min(sum(kinds[kind][:2]) for kind in dict.fromkeys(self.costs.layer_kinds)) * side.degrees.size

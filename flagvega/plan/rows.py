@@ -26,31 +26,41 @@ class StageRows:
         self._fewest = 0 if embedding or head else 1
         self._num_layers = costs.work.shape.layers
         self._limit_bytes = costs.machine.groups[side.group].memory_bytes
-        kinds = [costs.parts(side).kinds[kind] for kind in dict.fromkeys(costs.layer_kinds)]
+        kinds = [costs.kinds(side)[kind] for kind in dict.fromkeys(costs.layer_kinds)]
         self._alike = len(kinds) == 1
         self._saved_bytes = max(its.activation - its.entry for _, _, its in kinds)
         self._again_s = min(forward_s for forward_s, _, _ in kinds)
         self._rows: list[list[tuple[float, ...]]] = []
+        self._is_linear = self._alike and costs.pinned is None and self._num_layers > 2
+        self._table: Seconds = np.zeros((5, 0, 1))
         self._known: dict[tuple[str, ...], tuple[float, ...]] = {}
+        if self._is_linear:
+            self._table = self._line()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return max(len(self._rows), len(self._table[0]))
 
     def grow(self, longest_s: float) -> None:
         """Add rows as long as any stage of the last one takes no more than that."""
-        while len(self._rows) + self._fewest <= self._num_layers:
+        while not self._is_linear and len(self._rows) + self._fewest <= self._num_layers:
             if self._rows and min(cell[0] for cell in self._rows[-1]) > longest_s:
                 break
             self._rows.append(self._row(len(self._rows) + self._fewest))
 
-    def times(self, in_flight: int) -> tuple[Seconds, Seconds]:
-        """(time, forward) of all rows with so many micro-batches in flight; infinite where there is no room."""
-        width = max(len(row) for row in self._rows)
-        padded = [row + [(inf, 0.0, inf, 0.0, 0.0)] * (width - len(row)) for row in self._rows]
-        time_s, forward_s, fixed, each, beside = np.array(padded).transpose(2, 0, 1)
-        layers = np.arange(self._fewest, self._fewest + len(padded))[:, None]
+    def times(self, in_flight: int | npt.NDArray[np.int64]) -> tuple[Seconds, Seconds]:
+        """(time, forward) of all rows with so many micro-batches in flight; infinite where there is no room.
+
+        Of several numbers of micro-batches, ``in_flight`` an array that ends in two dimensions of 1, the times have
+        one more dimension in front of the rows.
+        """
+        if self._table.shape[1] < len(self._rows):
+            width = max(len(row) for row in self._rows)
+            padded = [row + [(inf, 0.0, inf, 0.0, 0.0)] * (width - len(row)) for row in self._rows]
+            self._table = np.array(padded).transpose(2, 0, 1)
+        time_s, forward_s, fixed, each, beside = self._table
+        layers = np.arange(self._fewest, self._fewest + len(time_s))[:, None]
         needed = fixed + in_flight * each - self._limit_bytes
-        again = np.zeros_like(time_s)
+        again = np.zeros_like(needed)
         short = needed > 0
         if short.any() and self._saved_bytes > 0:
             layers_again = (needed + beside) / (in_flight * self._saved_bytes)
@@ -59,6 +69,14 @@ class StageRows:
             again = np.where(short, layers_again, 0.0)
         is_full = (again > layers * (1 + _ROUNDING)) | (short & (self._costs.pinned is not None))
         return np.where(is_full, inf, time_s + again * self._again_s), forward_s
+
+    def _line(self) -> Seconds:
+        """All rows at once, where every further layer adds the same."""
+        one, most = (np.array(self._cell(0, layers)) for layers in (1, self._num_layers))
+        found = one + np.arange(self._num_layers)[:, None] * ((most - one) / (self._num_layers - 1))
+        if not self._fewest:
+            found = np.vstack([self._cell(0, 0), found])
+        return np.ascontiguousarray(found.T[:, :, None])
 
     def _row(self, layers: int) -> list[tuple[float, ...]]:
         if self._embedding or self._alike:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from math import inf, log2
 
 from flagvega.errors import Fault, NoPlanError
 from flagvega.plan.batch import Batch
 from flagvega.plan.costs import Side
 from flagvega.plan.descent import Descent, Node
+from flagvega.plan.prices import Prices
 from flagvega.plan.simulate import lower_bound_s, simulate
 from flagvega.plan.space import Candidate, Problem, batch_sizes, cost_candidate, make_pipeline
 from flagvega.plan.table import Table
@@ -34,6 +35,12 @@ FIRST_EXPANSIONS = 200
 GLANCES, LOOSE, GLANCE_SHARE, USUAL = (1.1, 1.25), 1.6, 0.5, 48
 """Loads, as shares of the time of a step in which nobody waits, at which good plans are looked for; times that a
 step may then take; the share of the time for these looks; and the number of micro-batches to begin with."""
+PARTS, COARSE_EXPANSIONS, COARSE_SHARE = (4, 8, 16), 60, 0.12
+"""Before that plans are looked for that cut a kind of chip in no more parts than this, with so many partial plans each
+and for such a share of the time."""
+PRICED, FEW_SIDES = 0.005, 8
+"""Ranges wider than this share of the best time are bounded by prices of devices before they get a table, unless
+there are so few ways to hold a stage that a table takes no longer."""
 MAX_BYTES = 200_000_000
 """Of tables that are kept for later."""
 NARROW = 1e-3
@@ -97,6 +104,10 @@ class _Range:
     """The descent knows those that take less."""
     expansions: int = FIRST_EXPANSIONS
     looks: int = 0
+    priced_s: float = inf
+    """The upper end that prices were found for; infinite when they are to be found anew."""
+    round_s: float = 0.0
+    """No plan has a round below this."""
 
     def next_limit_s(self) -> float:
         """A limit beyond which nobody looks before there is a plan."""
@@ -123,14 +134,17 @@ class _Search:
         """Look into the range with the least bound, until no bound is below the best time."""
         batches = [Batch(self._problem, samples) for samples in batch_sizes(self._problem)]
         self._ranges = [_Range(batch, batch.least_load_s, inf, batch.fluid_s) for batch in batches if batch.is_possible]
+        self._prices = {batch.samples: Prices(batch) for batch in batches}
         try:
-            self._glance()
+            self._glance_coarsely()
+            if self.best is None:
+                self._glance()
             while self._ranges:
                 self._tick()
                 its = min(self._ranges, key=lambda its: its.bound_s)
                 if its.bound_s >= self.best_s:
                     break
-                rest = self._look(its)
+                rest = self._price(its) if self._is_wide(its) else self._look(its)
                 self._ranges.remove(its)
                 self._ranges += rest
                 self._forget()
@@ -152,6 +166,57 @@ class _Search:
             if shape != shape_of(best) and self._accept(candidate):
                 found.append((candidate, total_s))
         return tuple(found)
+
+    def _glance_coarsely(self) -> None:
+        """Look for good plans that have few stages of each kind of chip: their tables are small."""
+        until = self._begin + COARSE_SHARE * self._time_s
+        usual = sorted(self._ranges, key=lambda its: abs(log2(its.batch.num_micro_batches / USUAL)))
+        for parts, whole in product(PARTS, usual):
+            batch = whole.batch.coarser(parts)
+            is_coarser = batch.is_possible and batch.options != whole.batch.options
+            for share in GLANCES if is_coarser else ():
+                cap_s, limit_s = share * whole.batch.fluid_s, min(self.best_s, LOOSE * whole.batch.fluid_s)
+                if self._clock() > until:
+                    return
+                part = _Range(batch, whole.low_s, cap_s, whole.bound_s, expansions=COARSE_EXPANSIONS)
+                self._tabulate(part, limit_s)
+                if part.bound_s < limit_s and part.descent is not None:
+                    self._descend(part)
+
+    def _is_wide(self, its: _Range) -> bool:
+        """Whether a range has no table and is to be cut, or bounded, before it gets one."""
+        num_sides = sum(map(len, its.batch.options.values()))
+        if self.best is None or its.descent is not None or num_sides <= FEW_SIDES:
+            return False
+        high_s = min(its.high_s, self.best_s - its.batch.least_sum_s)
+        return its.priced_s > high_s + PRICED * self.best_s or high_s - its.low_s > PRICED * self.best_s
+
+    def _price(self, its: _Range) -> list[_Range]:
+        """Bound a range by prices of devices, or cut it in two when that was done."""
+        best_s, batch = self.best_s, its.batch
+        its.high_s = min(its.high_s, best_s - max(batch.least_sum_s, its.round_s))
+        if its.high_s <= its.low_s:
+            return []
+        if its.priced_s <= its.high_s + PRICED * best_s:
+            middle_s = (its.low_s + its.high_s) / 2
+            below = _Range(batch, its.low_s, middle_s, its.bound_s, round_s=its.round_s)
+            its.low_s = middle_s
+            its.bound_s = max(its.bound_s, middle_s + its.round_s)
+            its.priced_s = inf
+            return [below, its]
+        prices = self._prices[batch.samples]
+        its.round_s = max(its.round_s, prices.least_round_s(its.high_s, best_s, best_s - its.low_s, self._tick))
+        its.priced_s = its.high_s
+        its.bound_s = max(its.bound_s, min(best_s, its.low_s + its.round_s))
+        self._spread(its, its.round_s)
+        return [its]
+
+    def _spread(self, known: _Range, round_s: float) -> None:
+        """What no round of a range undercuts, none with less load does."""
+        for its in self._ranges:
+            if its.batch is known.batch and its.high_s <= known.high_s:
+                its.round_s = max(its.round_s, round_s)
+                its.bound_s = max(its.bound_s, its.low_s + its.round_s)
 
     def _glance(self) -> None:
         """Look at loads that good plans have, at usual numbers of micro-batches first."""
@@ -206,6 +271,8 @@ class _Search:
             its.descent, least_s = Descent(table, its.low_s), table.least_s
         its.limit_s = limit_s
         its.bound_s = max(its.bound_s, min(limit_s, its.low_s + least_s))
+        if its.low_s < its.high_s <= high_s:
+            self._spread(its, min(least_s, limit_s - its.low_s))
 
     def _cut(self, its: _Range, load_s: float) -> list[_Range]:
         """Two ranges in place of one, above and below the load of a plan that was found."""

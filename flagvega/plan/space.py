@@ -108,15 +108,19 @@ def batch_sizes(problem: Problem) -> list[int]:
     return [size for size in range(1, min(unit, limit) + 1) if unit % size == 0]
 
 
-def sides(problem: Problem, samples: int) -> list[Side]:
-    """Every legal way of holding a stage, those that another beats in everything left out."""
+def sides(problem: Problem, samples: int, costs: StageCosts | None = None) -> list[Side]:
+    """Every legal way of holding a stage, those that another beats in everything left out.
+
+    ``costs`` are those for so many samples, where they exist already.
+    """
+    costs = costs or problem.stage_costs(samples)
     found: list[Side] = []
     for group in range(len(problem.machine.groups)):
         by_size: dict[int, list[Side]] = {}
         for degrees in _degrees(problem, group, samples):
             by_size.setdefault(degrees.size, []).append(Side(group, degrees))
         for alike in by_size.values():
-            found += _undominated(problem, samples, alike)
+            found += _undominated(problem, costs, alike)
     return found
 
 
@@ -168,9 +172,9 @@ def _powers(limit: int) -> list[int]:
     return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
 
 
-def _undominated(problem: Problem, samples: int, alike: list[Side]) -> list[Side]:
+def _undominated(problem: Problem, costs: StageCosts, alike: list[Side]) -> list[Side]:
     """Of sides of one size, those that no other equals or beats in every time and every byte."""
-    vectors = [_vector(problem, samples, side) for side in alike]
+    vectors = [_vector(problem, costs, side) for side in alike]
     kept: list[int] = []
     for i, vector in enumerate(vectors):
         beaten = any(
@@ -183,12 +187,10 @@ def _undominated(problem: Problem, samples: int, alike: list[Side]) -> list[Side
     return [alike[i] for i in kept]
 
 
-def _vector(problem: Problem, samples: int, side: Side) -> list[float]:
-    costs = problem.stage_costs(samples)
-    parts = costs.parts(side)
+def _vector(problem: Problem, costs: StageCosts, side: Side) -> list[float]:
     numbers: list[float] = [costs.transfer_s(side, side)]
     kinds = ["embedding", *dict.fromkeys(layer_kinds(problem.work.shape)), "head"]
-    for kind, (forward_s, backward_s, its) in parts.kinds.items():
+    for kind, (forward_s, backward_s, its) in costs.kinds(side).items():
         if kind not in kinds:
             continue
         numbers += [forward_s, backward_s, its.dense + its.experts, its.activation, its.entry, its.workspace]

@@ -221,8 +221,10 @@ class Table:
         time_s = self.batch.first(side, level, self.limits)
         ahead_s = behind[::-1][: len(time_s)]
         round_s = np.where(ahead_s <= self._most_behind(level, time_s), ahead_s + time_s, inf)
-        if len(round_s) and (least_s := float(round_s.min())) < self.least_s:
-            self._found(least_s, side, Work(0, int(round_s.argmin()), embedding=True, head=False), level)
+        for layers in np.argsort(round_s):
+            if round_s[layers] >= self.least_s:
+                break
+            self._found(float(round_s[layers]), side, Work(0, int(layers), embedding=True, head=False), level)
 
     def _rows_before(self, side: Side) -> int:
         return (self._devices[side.group] - side.degrees.size) // self._unit[side.group]
@@ -233,7 +235,7 @@ class Table:
                 alone = not kept & ~(1 << group) and self._rows_before(side) >= 0
                 if alone and self._problem.may_begin(side, self.batch.samples):
                     time_s = self.batch.whole_s(side)
-                    if time_s <= min(self.limits.time_s, self._most_s):
+                    if time_s <= min(self.limits.time_s, self._most_s) and (self._m - 1) * time_s <= self._cap_s:
                         self._found(time_s, side, Work(0, self._num_layers, embedding=True, head=True), 1)
 
     def _found(self, round_s: float, side: Side, work: Work, level: int) -> None:
