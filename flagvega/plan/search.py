@@ -285,7 +285,7 @@ class _Search:
             middle_s = min(middle_s, load_s)
         below = _Range(batch, low_s, middle_s, its.bound_s)
         its.low_s = middle_s
-        its.bound_s = max(its.bound_s, middle_s + its.descent.table.least_s)
+        its.bound_s = max(its.bound_s, min(its.limit_s, middle_s + its.descent.table.least_s))
         return [below, its]
 
     def _descend(self, its: _Range) -> float | None:

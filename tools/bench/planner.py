@@ -142,7 +142,7 @@ def grow(path: Path) -> None:
         "layers (128 devices, 2 kinds)": [(n, replace(base, layers=n)) for n in (10, 20, 40, 80, 120)],
     }
     print(HEAD)
-    panels = []
+    panels: list[str] = []
     for title, points in series.items():
         measured = []
         for x, instance in points:
