@@ -7,7 +7,7 @@ nothing else; tensors are opened with ``weights_only``.
 from __future__ import annotations
 
 import io
-import pickle  # nosec B403: one restricted reader, below
+import pickle  # nosec B403
 from pathlib import Path
 from typing import Any, Final
 
