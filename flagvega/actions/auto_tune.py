@@ -58,6 +58,8 @@ def act(call: Call) -> Answer:
         raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(root))) from error
     question = ask(spec, call.engine)
     signal.signal(signal.SIGTERM, _terminate)
+    # Whoever starts the tuner in the background may have told it to ignore this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Lock(root / "lock"):
         study = Study.open(root)
         _clear_interrupted(study)

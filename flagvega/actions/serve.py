@@ -49,11 +49,6 @@ class Decision:
 def run(call: Call) -> Answer:
     """Start the instances, and stay until they end; detach=true returns at once."""
     decision = decide(call)
-    faults = [*call.server.check_host(), *_check_ports(decision), *check_devices(decision.cluster.nodes[0])]
-    if missing := call.server.check_files(decision.spec, decision.plan.instances):
-        raise ConfigError(missing)
-    if faults:
-        raise PreflightError(faults)
     watch: dict[str, Any] = {"chips": [instance.chip for instance in decision.plan.instances]}
     prompts: list[str] = decision.launch.job.files.get(BATCH_FILE, {}).get("prompts", [])
     if prompts:
@@ -61,6 +56,11 @@ def run(call: Call) -> Answer:
         watch["num_prompts"] = len(prompts)
         if len(count_done(decision.launch.run_dir / RESULT_FILE, prompts)) == len(prompts):
             return _all_done(decision.launch.run_dir / RESULT_FILE, len(prompts))
+    faults = [*call.server.check_host(), *_check_ports(decision), *check_devices(decision.cluster.nodes[0])]
+    if missing := call.server.check_files(decision.spec, decision.plan.instances):
+        raise ConfigError(missing)
+    if faults:
+        raise PreflightError(faults)
     config = yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
     directory = prepare(decision.launch, decision.spec.name, watch, {"config.yaml": config})
     commands = next_commands(directory.root)
