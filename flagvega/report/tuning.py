@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from html import escape
 
 from flagvega.report.page import STYLE
+from flagvega.report.plane import Plane
 from flagvega.report.planning import seconds
 from flagvega.report.svg import legend
-from flagvega.report.timeline import ticks
 
 COLOURS: Mapping[str, str] = {"measured": "#4e86d8", "clearly slower": "#8b939c", "best": "#2f9e8f"}
 DEAD = "#c9566d"
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 340, 62, 44, 14, 16
 
 
 @dataclass(frozen=True)
@@ -98,40 +97,7 @@ def _figure(title: str, inside: str) -> str:
     return f"<div><h2>{escape(title)}</h2>{inside}</div>"
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """From values to places in a picture."""
-
-    low: tuple[float, float]
-    high: tuple[float, float]
-    names: tuple[str, str]
-
-    def x(self, value: float) -> float:
-        return LEFT + (value - self.low[0]) / ((self.high[0] - self.low[0]) or 1) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.low[1]) / ((self.high[1] - self.low[1]) or 1) * (HEIGHT - BOTTOM - TOP)
-
-    def picture(self, parts: Sequence[str]) -> str:
-        right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-        axes = [
-            f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>',
-            f'<line class="axis" x1="{LEFT}" x2="{LEFT}" y1="{TOP}" y2="{bottom}"/>',
-        ]
-        for tick in ticks(self.low[0], self.high[0], 6):
-            axes.append(f'<text class="middle" x="{self.x(tick):.1f}" y="{bottom + 16}">{tick:g}</text>')
-        for tick in ticks(self.low[1], self.high[1], 6):
-            axes.append(f'<text x="{LEFT - 8}" y="{self.y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        axes.append(f'<text class="middle" x="{(LEFT + right) / 2}" y="{HEIGHT - 8}">{escape(self.names[0])}</text>')
-        middle = (TOP + bottom) / 2
-        axes.append(
-            f'<text class="middle" transform="translate(14 {middle}) rotate(-90)">{escape(self.names[1])}</text>'
-        )
-        label = escape(f"{self.names[1]} over {self.names[0]}")
-        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join([*axes, *parts])}</svg>'
-
-
-def _dot(plane: _Plane, x: float, y: float, row: TrialRow, note: str) -> str:
+def _dot(plane: Plane, x: float, y: float, row: TrialRow, note: str) -> str:
     title = escape(f"trial {row.number}: {note}; {row.words}")
     return (
         f'<circle cx="{plane.x(x):.1f}" cy="{plane.y(y):.1f}" r="{6 if row.is_best else 4.5}" fill="{row.colour}">'
@@ -143,12 +109,12 @@ def progress_svg(rows: Sequence[TrialRow]) -> str:
     """Seconds a step of each trial, and of the best until then; crosses are trials that died."""
     good = [row.time_s for row in rows if row.time_s is not None]
     last = max(row.number for row in rows)
-    plane = _Plane((0.5, 0.0), (last + 0.5, max(good) * 1.05), ("trial", "seconds a step"))
+    plane = Plane((0.5, 0.0), (last + 0.5, max(good) * 1.05), ("trial", "seconds a step"))
     parts, best, path = [], None, []
     for row in sorted(rows, key=lambda row: row.number):
         if row.time_s is None:
             x = plane.x(row.number)
-            y = HEIGHT - BOTTOM - 9
+            y = plane.bottom - 9
             title = escape(f"trial {row.number}: {row.status}: {row.reason}")
             parts.append(
                 f'<path d="M{x - 4:.1f} {y - 4}l8 8m0 -8l-8 8" stroke="{DEAD}" stroke-width="2"><title>{title}</title>'
@@ -167,7 +133,7 @@ def prediction_svg(good: Sequence[TrialRow]) -> str:
     """What was expected when a trial was chosen, over what was measured; on the dotted line both are equal."""
     pairs = [(row.time_s or 0.0, row.corrected_s or 0.0, row) for row in good if row.corrected_s is not None]
     top = max(max(x, y) for x, y, _ in pairs) * 1.08
-    plane = _Plane((0.0, 0.0), (top, top), ("measured seconds a step", "expected seconds a step"))
+    plane = Plane((0.0, 0.0), (top, top), ("measured seconds a step", "expected seconds a step"))
     line = f'<line class="dots" x1="{plane.x(0)}" y1="{plane.y(0)}" x2="{plane.x(top):.1f}" y2="{plane.y(top):.1f}"/>'
     return plane.picture([line, *(
         _dot(plane, x, y, row, f"expected {seconds(y)}, measured {seconds(x)}") for x, y, row in pairs
@@ -180,7 +146,7 @@ def pareto_svg(good: Sequence[TrialRow]) -> str:
     if not known:
         return '<p class="faint">Nothing is known of the memory of these trials.</p>'
     top = max(row.tokens_per_s or 0.0 for row in known) * 1.08
-    plane = _Plane(
+    plane = Plane(
         (0.0, 0.0), (max(100 * (row.memory_share or 0.0) for row in known) * 1.08, top),
         ("memory of the fullest device, % of its limit", "tokens per second"),
     )  # fmt: skip
