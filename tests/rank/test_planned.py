@@ -8,15 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-EXPERIMENT = """\
-defaults: [{train: small}, _self_]
-experiment: {exp_name: small, exp_dir: out}
-cluster:
-  nodes:
-    - {chip: cpu, devices: 2, memory_gib: 4, tflops: 0.05, bandwidth_gb_s: 10, link_gb_s: 1}
-plan: {file: auto, time_s: 3}
-"""
+from tests.conftest import ROOT
+from tests.unit.plan.asked import COMMAND_LINE, TWO_CPUS, write
+
 TASK = """\
 model:
   num_layers: 7
@@ -40,10 +34,8 @@ data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 2000}
 
 
 def test_an_interleaved_plan_of_uneven_chunks_is_found_and_trains(tmp_path: Path) -> None:
-    (tmp_path / "conf/train").mkdir(parents=True)
-    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
-    (tmp_path / "conf/train/small.yaml").write_text(TASK)
-    command = [sys.executable, str(ROOT / "run.py"), "--config-path", "conf", "--config-name", "exp", "output=json"]
+    write(tmp_path, TWO_CPUS, TASK)
+    command = [sys.executable, str(ROOT / "run.py"), *COMMAND_LINE, "output=json"]
     planned = subprocess.run([*command, "action=plan"], cwd=tmp_path, capture_output=True, text=True, check=True)
     decisions = json.loads(planned.stdout)["plan"]["decisions"]
     assert decisions["schedule"] == "interleaved"

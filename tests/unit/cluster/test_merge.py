@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flagvega.cli import main
-from tests.unit.plan.test_actions import EXPERIMENT, TASK
+from tests.unit.plan.asked import ask, write
 
 
 def env(name: str, chips: list[str], networks: dict[str, float | None], memory_gib: float | None = 64) -> None:
@@ -53,12 +53,11 @@ def test_the_merged_file_is_a_cluster_that_a_plan_can_be_made_for(capsys: pytest
     env("c", ["emu-s", "emu-s"], {"eth0": 8e9}, None)
     assert main(["action=env", "merge=a.json,b.json,c.json"]) == 0
     Path("cluster.yaml").write_text(capsys.readouterr().out)
-    Path("conf/train").mkdir(parents=True)
-    Path("conf/exp.yaml").write_text(EXPERIMENT)
-    Path("conf/train/small.yaml").write_text(TASK)
-    words = ["--config-path", "conf", "--config-name", "exp", "cluster=cluster.yaml", "output=json", "action=plan"]
-    assert main([*words, "plan.keep=[{chip: emu-s, pp: 4}, {chip: emu-l, pp: 2}]"]) == 0
-    plan = json.loads(capsys.readouterr().out)["plan"]
+    write(Path())
+    keep = "plan.keep=[{chip: emu-s, pp: 4}, {chip: emu-l, pp: 2}]"
+    code, answer = ask(capsys, "action=plan", "cluster=cluster.yaml", keep)
+    assert code == 0
+    plan = answer["plan"]
     assert {mesh["chip"] for mesh in plan["decisions"]["meshes"]} <= {"emu-s", "emu-l"}
     assert any("network of emu-l" in line for line in plan["predictions"]["assumed"])
 

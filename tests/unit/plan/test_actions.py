@@ -4,50 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flagvega.cli import main
+from tests.unit.plan.asked import ask
 
-EXPERIMENT = """\
-defaults: [{train: small}, _self_]
-experiment: {exp_name: small, exp_dir: out}
-cluster:
-  nodes:
-    - {chip: emu-s, devices: 2}
-    - {chip: emu-l, devices: 2}
-plan: {file: auto, time_s: 3}
-"""
-TASK = """\
-model:
-  num_layers: 6
-  hidden_size: 128
-  num_attention_heads: 4
-  seq_length: 64
-  max_position_embeddings: 64
-  normalization: RMSNorm
-  swiglu: true
-  disable_bias_linear: true
-  untie_embeddings_and_output_weights: true
-  global_batch_size: 8
-  lr: 1e-3
-  train_iters: 4
-data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 500}
-"""
-
-
-@pytest.fixture(autouse=True)
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf/train").mkdir(parents=True)
-    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
-    (tmp_path / "conf/train/small.yaml").write_text(TASK)
-
-
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = main(["--config-path", "conf", "--config-name", "exp", "output=json", *words])
-    return code, json.loads(capsys.readouterr().out)
+pytestmark = pytest.mark.usefixtures("conf")
 
 
 def test_a_plan_is_written_with_its_predictions_and_runs_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flagvega.cli import main
+from tests.unit.plan import asked
 
 EXPERIMENT = """\
 defaults: [{train: small}, _self_]
@@ -26,24 +25,8 @@ nodes:
 links:
   - {between: [emu-s, emu-l], gb_s: 1}
 """
-TASK = """\
-system:
-  tensor_model_parallel_size: 1
-model:
-  num_layers: 6
-  hidden_size: 128
-  num_attention_heads: 4
-  seq_length: 64
-  max_position_embeddings: 64
-  normalization: RMSNorm
-  swiglu: true
-  disable_bias_linear: true
-  untie_embeddings_and_output_weights: true
-  global_batch_size: 8
-  lr: 1e-3
-  train_iters: 4
-data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 500}
-"""
+TASK = f"system:\n  tensor_model_parallel_size: 1\n{asked.TASK}"
+pytestmark = pytest.mark.usefixtures("conf")
 
 
 @dataclass(frozen=True)
@@ -288,33 +271,22 @@ MISTAKES = [
 ]
 
 
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = main(["--config-path", "conf", "--config-name", "exp", "output=json", "action=plan", *words])
-    return code, json.loads(capsys.readouterr().out)
-
-
-@pytest.fixture(autouse=True)
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("conf/train").mkdir(parents=True)
-
-
-def write(mistake: Mistake) -> None:
-    for path, text, (old, new) in (
-        ("machines.yaml", MACHINES, mistake.machines),
-        ("conf/train/small.yaml", TASK, mistake.task),
-    ):
+def ask(capsys: pytest.CaptureFixture[str], mistake: Mistake) -> tuple[int, dict[str, Any]]:
+    """For a plan, with the mistake made."""
+    texts = []
+    for text, (old, new) in ((MACHINES, mistake.machines), (TASK, mistake.task)):
         assert old in text
-        Path(path).write_text(text.replace(old, new, 1) if old else text)
-    Path("conf/exp.yaml").write_text(EXPERIMENT + (f"  {mistake.plan}\n" if mistake.plan else ""))
+        texts.append(text.replace(old, new, 1) if old else text)
+    Path("machines.yaml").write_text(texts[0])
+    asked.write(Path(), EXPERIMENT + (f"  {mistake.plan}\n" if mistake.plan else ""), texts[1])
+    return asked.ask(capsys, "action=plan")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name.replace(" ", "-"))
 def test_what_cannot_be_is_answered_with_its_place_and_the_fix(
     capsys: pytest.CaptureFixture[str], mistake: Mistake
 ) -> None:
-    write(mistake)
-    code, answer = ask(capsys)
+    code, answer = ask(capsys, mistake)
     assert code == 2
     fault = next((fault for fault in answer["faults"] if re.search(mistake.what, fault["what"])), None)
     assert fault is not None, answer["faults"]
@@ -323,11 +295,9 @@ def test_what_cannot_be_is_answered_with_its_place_and_the_fix(
 
 
 def test_all_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    write(
-        Mistake("", "", "", "", plan="nodes: [a, b]\n  order: [emu-s]\n  keep: [{chip: emu-l, pp: 9}]",
-                task=("tensor_model_parallel_size: 1", "pipeline_model_parallel_size: 20"))
-    )  # fmt: skip
-    code, answer = ask(capsys)
+    mistake = Mistake("", "", "", "", plan="nodes: [a, b]\n  order: [emu-s]\n  keep: [{chip: emu-l, pp: 9}]",
+                      task=("tensor_model_parallel_size: 1", "pipeline_model_parallel_size: 20"))  # fmt: skip
+    code, answer = ask(capsys, mistake)
     assert code == 2
     assert {fault["where"] for fault in answer["faults"]} == {
         "conf/exp.yaml:7 plan.order",
@@ -337,7 +307,7 @@ def test_all_that_is_wrong_is_told_at_once(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_link_that_nobody_tells_is_assumed_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    write(Mistake("", "", "", "", machines=("network_gb_s: 1}\n  - {host: b", "link_gb_s: 9}\n  - {host: b")))
-    code, answer = ask(capsys)
+    mistake = Mistake("", "", "", "", machines=("network_gb_s: 1}\n  - {host: b", "link_gb_s: 9}\n  - {host: b"))
+    code, answer = ask(capsys, mistake)
     assert code == 0
     assert any("write network_gb_s" in line for line in answer["plan"]["predictions"]["assumed"])

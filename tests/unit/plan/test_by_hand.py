@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagvega.cli import main
-from tests.unit.plan.test_actions import EXPERIMENT, TASK
+from tests.unit.plan.asked import ask
 
 
 def score(plan: dict[str, Any]) -> float:
@@ -47,27 +46,12 @@ def score(plan: dict[str, Any]) -> float:
     return end + max(stage["optimizer_s"] for stage in stages)
 
 
+@pytest.mark.usefixtures("conf")
 @pytest.mark.parametrize("num_stages", [2, 4])
-def test_a_plan_s_file_is_enough_to_score_it(
-    num_stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("conf/train").mkdir(parents=True)
-    Path("conf/exp.yaml").write_text(EXPERIMENT)
-    Path("conf/train/small.yaml").write_text(TASK)
+def test_a_plan_s_file_is_enough_to_score_it(num_stages: int, capsys: pytest.CaptureFixture[str]) -> None:
     stages = f"train.system={{pipeline_model_parallel_size: {num_stages}}}"
-    words = [
-        "--config-path",
-        "conf",
-        "--config-name",
-        "exp",
-        "action=plan",
-        stages,
-        "train.model.micro_batch_size=1",
-        "plan.time_s=1",
-    ]
-    assert main(words) == 0
-    capsys.readouterr()
+    code, _ = ask(capsys, "action=plan", stages, "train.model.micro_batch_size=1", "plan.time_s=1")
+    assert code == 0
     plan = json.loads(Path("out/plan.json").read_text())
     assert len(plan["predictions"]["boundaries"]) == num_stages - 1
     assert score(plan) == pytest.approx(plan["predictions"]["iteration_s"], rel=1e-12)

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flagvega.cli import main
+from tests.unit.plan.asked import TWO_CPUS, ask
 
-EXPERIMENT = """\
-defaults: [{train: small}, _self_]
-experiment: {exp_name: small, exp_dir: out}
-cluster:
-  nodes:
-    - {chip: cpu, devices: 2, memory_gib: 4, tflops: 0.05, bandwidth_gb_s: 10, link_gb_s: 1}
-plan: {file: auto, time_s: 3}
-"""
+EXPERIMENT = TWO_CPUS
 TASK = """\
 model:
   num_layers: 8
@@ -39,19 +31,7 @@ data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 500}
 """
 VIRTUAL = "train.model.num_virtual_stages_per_pipeline_rank"
 PER_CHUNK = "train.model.num_layers_per_virtual_pipeline_stage"
-
-
-@pytest.fixture(autouse=True)
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf/train").mkdir(parents=True)
-    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
-    (tmp_path / "conf/train/small.yaml").write_text(TASK)
-
-
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = main(["--config-path", "conf", "--config-name", "exp", "output=json", *words])
-    return code, json.loads(capsys.readouterr().out)
+pytestmark = pytest.mark.usefixtures("conf")
 
 
 def test_an_interleaved_schedule_is_chosen_where_it_is_faster(capsys: pytest.CaptureFixture[str]) -> None:

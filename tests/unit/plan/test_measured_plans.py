@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from flagvega.cli import main
 from flagvega.model.shape import ModelShape
 from flagvega.model.workload import Workload
 from flagvega.plan.profile import KINDS, LayerRow, Profile, validity_of
 from flagvega.plan.tables import profile_to_csv, profile_to_json
+from tests.unit.plan.asked import ask
 
 EXPERIMENT = """\
 defaults: [{train: small}, _self_]
@@ -30,6 +30,7 @@ data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 500}
 """
 SHAPE = ModelShape(6, 128, 4, 4, 32, 320, 512)
 WORK = Workload(SHAPE, 64, "fp32", 8, 8, 4, 8)
+pytestmark = pytest.mark.usefixtures("conf")
 
 
 def measured(seconds: dict[str, float]) -> Profile:
@@ -42,19 +43,6 @@ def measured(seconds: dict[str, float]) -> Profile:
         if kind != "experts"
     ]
     return Profile(tuple(rows), valid=validity_of(WORK, "a test"))
-
-
-@pytest.fixture(autouse=True)
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf/train").mkdir(parents=True)
-    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
-    (tmp_path / "conf/train/small.yaml").write_text(TASK)
-
-
-def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    code = main(["--config-path", "conf", "--config-name", "exp", "output=json", *words])
-    return code, json.loads(capsys.readouterr().out)
 
 
 def layers_of(answer: dict[str, Any]) -> dict[str, int]:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.plan.test_actions import EXPERIMENT, TASK, ask
+from tests.unit.plan.asked import ask
 
-
-@pytest.fixture(autouse=True)
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "conf/train").mkdir(parents=True)
-    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
-    (tmp_path / "conf/train/small.yaml").write_text(TASK)
-
-
+pytestmark = pytest.mark.usefixtures("conf")
 NODES = "cluster.nodes=[{host: a, chip: emu-s, devices: 2}, {host: b, chip: emu-l, devices: 2}]"
 
 

@@ -21,7 +21,7 @@ from flagvega.report.svg import MEMORY_COLOURS, MemoryBar
 from flagvega.report.timeline import Lane, Timeline, make_timeline, picture_windows, ticks, windows
 from flagvega.report.trace import trace_events
 from tests.conftest import ROOT
-from tests.unit.plan.test_actions import EXPERIMENT, TASK
+from tests.unit.plan.asked import COMMAND_LINE, write
 
 GIB = 2**30
 
@@ -170,10 +170,8 @@ def test_ticks_are_few_round_and_inside(begin: float, end: float) -> None:
 
 
 def plan_by_hand(tmp_path: Path, action: str, *words: str) -> int:
-    (tmp_path / "conf/train").mkdir(parents=True)
-    (tmp_path / "conf/exp.yaml").write_text(EXPERIMENT)
-    (tmp_path / "conf/train/small.yaml").write_text(TASK)
-    return main(["--config-path", "conf", "--config-name", "exp", f"action={action}", "output=json", *words])
+    write(tmp_path)
+    return main([*COMMAND_LINE, f"action={action}", "output=json", *words])
 
 
 def test_a_plan_is_drawn_in_three_files(
