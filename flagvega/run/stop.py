@@ -57,7 +57,7 @@ def _ask_and_wait(directory: RunDirectory, run: Run, say: Callable[[str], None])
         os.kill(run.supervisor.pid, signal.SIGTERM)
     else:
         _ask(directory)
-    say(f"asked the run to save and leave, within {run.grace_s} s (force=true does not wait)")
+    say(f"asked the run to finish what it began, within {run.grace_s} s (force=true does not wait)")
     deadline = time.monotonic() + run.grace_s + SLACK_S
     while time.monotonic() < deadline:
         if not run.alive and not find_processes(run.token):
