@@ -42,5 +42,14 @@ class Server(Backend, Protocol):
     def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
         """What starts an instance, of ``num_on_host`` that share its host."""
 
+    def bench(self) -> Command:
+        """What starts the engine's own benchmark, which :class:`flagvega.serve.load.Bench` talks to.
+
+        A line on stdin is a load, ``{"url", "model", "tokenizer", "requests": [[at_s, input_tokens, output_tokens],
+        ...], "concurrency"}``; without ``concurrency`` each request is sent at its time. The first line on stdout says
+        that it can take loads, each further one what came of one: ``{"answers", "duration_s"}`` with the fields of
+        :class:`flagvega.serve.traffic.Answered` for every request in order, or ``{"error"}``.
+        """
+
 
 servers: Registry[Server] = Registry("server", folder="backends", module="server", group="flagvega.servers")

@@ -17,6 +17,7 @@ from flagvega.platform import find_chip, platforms
 from flagvega.server import Command
 
 PROGRAM: Final = "vllm.entrypoints.openai.api_server"
+BENCH: Final = Path(__file__).with_name("bench.py")
 QUIET: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -67,10 +68,16 @@ class VllmServer:
         argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in others.items() if k not in ours}))
         return Command(argv, self._env(instance, num_on_host), names[0])
 
+    def bench(self) -> Command:
+        """vLLM's benchmark for servers."""
+        # Which chips serve does not matter to what asks; without this it would look for some.
+        return Command((str(find_python()), str(BENCH)), {**QUIET, "VLLM_TARGET_DEVICE": "cpu"})
+
     def _env(self, instance: Instance, num_on_host: int) -> Mapping[str, str]:
         platform = platforms.get(find_chip(instance.chip).vendor)
         serving = find_serving(instance.chip)
-        chip = platform.serving_env(instance.devices, instance.tp * instance.pp, instance.id, num_on_host)
+        workers = instance.tp * instance.pp
+        chip = platform.serving_env(instance.chip, instance.devices, workers, instance.id, num_on_host)
         return {**QUIET, **(serving.env if serving else {}), **chip}
 
 
