@@ -113,7 +113,7 @@ class Supervisor:
         reason = f"{request.name} to the supervisor"
         write_json(self.directory.stop_file, {"code": int(self.stop_code), "reason": reason})
         self.run = self.directory.write(self.run, state="stopping")
-        self.say(f"{request.name}: the run finishes what it began, within {self.run.grace_s} s; once more ends it at once")
+        self.say(f"{request.name}: what it began is finished, within {self.run.grace_s} s; once more ends it at once")
 
     # ---- the end ----
 
