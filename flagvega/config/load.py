@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flagvega.config.arguments import argument_homes, read_arguments
+from flagvega.config.blocks import Experiment
 from flagvega.config.command import Command, unknown_action
 from flagvega.config.compose import compose_files
 from flagvega.config.draft import Draft, make_draft
@@ -48,20 +49,7 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
     assert experiment is not None
     if experiment.auto_tuner is not None:
         blocks["auto_tuner"] = asdict(experiment.auto_tuner)
-    return Spec(
-        name=experiment.exp_name,
-        exp_dir=exp_dir(experiment),
-        task=experiment.task,
-        runner=experiment.runner,
-        envs=experiment.envs,
-        cmds=experiment.cmds,
-        arguments=arguments,
-        blocks=blocks,
-        where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
-        composed=draft.composed,
-        warnings=tuple(report.warnings),
-        folder=draft.folder,
-    )
+    return replace(_spec(draft, experiment, blocks, report, paths), arguments=arguments)
 
 
 def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
@@ -89,22 +77,7 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
         services, paths = read_services(values.get("serve"), keys_of, report)
     report.raise_faults()
     assert experiment is not None
-    return Spec(
-        name=experiment.exp_name,
-        exp_dir=exp_dir(experiment),
-        task=experiment.task,
-        runner=experiment.runner,
-        envs=experiment.envs,
-        cmds=experiment.cmds,
-        arguments={},
-        blocks=blocks,
-        where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
-        composed=draft.composed,
-        services=services,
-        generate=generate,
-        warnings=tuple(report.warnings),
-        folder=draft.folder,
-    )
+    return replace(_spec(draft, experiment, blocks, report, paths), services=services, generate=generate)
 
 
 def judge(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) -> Spec:
@@ -161,3 +134,27 @@ def find_exp_dir(draft: Draft) -> Path:
 
 def _start(draft: Draft, words: Mapping[str, str]) -> Report:
     return Report(draft.places, words, draft.variables, list(draft.faults), list(draft.warnings))
+
+
+def _spec(
+    draft: Draft,
+    experiment: Experiment,
+    blocks: Mapping[str, Mapping[str, Any]],
+    report: Report,
+    paths: Mapping[str, str],
+) -> Spec:
+    """What every spec has; ``paths`` are those of arguments, by their names."""
+    return Spec(
+        name=experiment.exp_name,
+        exp_dir=exp_dir(experiment),
+        task=experiment.task,
+        runner=experiment.runner,
+        envs=experiment.envs,
+        cmds=experiment.cmds,
+        arguments={},
+        blocks=blocks,
+        where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
+        composed=draft.composed,
+        warnings=tuple(report.warnings),
+        folder=draft.folder,
+    )
