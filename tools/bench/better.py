@@ -10,9 +10,7 @@ loses by more than the noise of a run. Goes on where it was stopped.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from flagvega.plan.explain import apportion
 from flagvega.platform import find_chip
-from tools.bench.emulated_runs import OUT_OF_MEMORY, PROFILED, EmulatedRuns, Nodes, describe, seconds
+from tools.bench.emulated_runs import OUT_OF_MEMORY, EmulatedRuns, Nodes, describe, read_command_line, seconds
 
 NOISE = 0.01
 """By how much a layout that is as good may measure faster."""
@@ -126,21 +124,13 @@ def row(mix: str, planned: Rival, rivals: Sequence[Rival]) -> str:
 
 def main() -> int:
     """Print the table and the summary; 1 when the planned layout loses anywhere."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/bench/emulated"), help="where runs are kept")
-    parser.add_argument("--fresh", action="store_true", help="forget what the folder has")
-    parser.add_argument("--only", nargs="+", choices=MIXES, default=list(MIXES), metavar="MIX", help="these only")
-    options = parser.parse_args()
-    if options.fresh:
-        shutil.rmtree(options.folder, ignore_errors=True)
-    runs = EmulatedRuns(options.folder)
-    runs.make_profile(PROFILED)
+    runs, mixes = read_command_line(__doc__, list(MIXES), "MIX")
     print(
         "| chips | planned | step | even split | split by peak | best kind alone |\n|---|---|---|---|---|---|",
         flush=True,
     )
     ratios: list[list[float]] = [[], [], []]
-    for mix in options.only:
+    for mix in mixes:
         planned, rivals = compare(runs, mix)
         for found, rival in zip(ratios, rivals, strict=True):
             found.append(rival.iteration_s / planned.iteration_s)
@@ -151,7 +141,7 @@ def main() -> int:
         f"\nplainer over planned, geometric mean: even split {means[0]:.2f}, split by peak {means[1]:.2f}, "
         f"best kind alone {means[2]:.2f}"
     )
-    print(f"least ratio {worst:.3f} over {len(options.only)} mixes (bound {1 - NOISE})")
+    print(f"least ratio {worst:.3f} over {len(mixes)} mixes (bound {1 - NOISE})")
     return int(worst < 1 - NOISE)
 
 

@@ -6,6 +6,7 @@ before, by its plan, is not run again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from flagvega.layout.codec import plan_from_json, plan_hash  # noqa: E402
 from flagvega.records import append_json_line, read_json_lines, write_json, write_text  # noqa: E402
+from tools.bench.llama import LLAMA  # noqa: E402
 
 NUM_STEPS, NUM_WARM_UP = 6, 3
 """Steps of a run, and those that are not timed: an emulated chip watches its memory in the first two."""
@@ -30,34 +32,16 @@ OUT_OF_MEMORY = "out of memory"
 _MIB = 2**20
 
 MODEL: Mapping[str, Any] = {
+    **LLAMA,
     "num_layers": 6,
     "hidden_size": 192,
     "ffn_hidden_size": 512,
     "num_attention_heads": 4,
-    "group_query_attention": True,
     "num_query_groups": 2,
     "seq_length": 128,
     "max_position_embeddings": 128,
-    "normalization": "RMSNorm",
-    "swiglu": True,
-    "disable_bias_linear": True,
-    "position_embedding_type": "rope",
-    "untie_embeddings_and_output_weights": True,
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
-    "calculate_per_token_loss": True,
     "micro_batch_size": 2,
-    "global_batch_size": 8,
     "train_iters": NUM_STEPS,
-    "eval_iters": 0,
-    "lr": 1e-3,
-    "lr_decay_style": "constant",
-    "log_interval": 1,
-    "mock_data": True,
-    "tokenizer_type": "NullTokenizer",
-    "vocab_size": 2047,
-    "make_vocab_size_divisible_by": 64,
-    "transformer_impl": "local",
 }
 """A small Llama-shaped model whose head costs as much as a layer, as those of large models do."""
 
@@ -154,6 +138,20 @@ class EmulatedRuns:
     def _start(self, action: str, config: Path, *words: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "run.py", "--config-path", str(config), "--config-name", "bench", f"action={action}"]
         return subprocess.run([*argv, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def read_command_line(description: str | None, names: Sequence[str], metavar: str) -> tuple[EmulatedRuns, list[str]]:
+    """The folder that is asked for, with its profile, and which of the names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench/emulated"), help="where runs are kept")
+    parser.add_argument("--fresh", action="store_true", help="forget what the folder has")
+    parser.add_argument("--only", nargs="+", choices=names, default=list(names), metavar=metavar, help="these only")
+    options = parser.parse_args()
+    if options.fresh:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    runs = EmulatedRuns(options.folder)
+    runs.make_profile(PROFILED)
+    return runs, options.only
 
 
 def describe(plan: Mapping[str, Any]) -> str:

@@ -9,8 +9,6 @@ by the product. Prints a Markdown table; exits with 1 where a bound is missed. G
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tools.bench.emulated_runs import PROFILED, EmulatedRuns, Measured, Nodes, describe, memory_error, seconds
+from tools.bench.emulated_runs import EmulatedRuns, Measured, Nodes, describe, memory_error, read_command_line, seconds
 
 TIME_BOUND, MEMORY_BOUND, RANK_BOUND = 0.05, 0.10, 0.95
 
@@ -131,18 +129,10 @@ def judge(found: Sequence[Compared]) -> bool:
 
 def main() -> int:
     """Print the table and the summary; 1 when a bound is missed or a layout could not be timed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("outputs/bench/emulated"), help="where runs are kept")
-    parser.add_argument("--fresh", action="store_true", help="forget what the folder has")
-    parser.add_argument("--only", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), metavar="NAME", help="these only")
-    options = parser.parse_args()
-    if options.fresh:
-        shutil.rmtree(options.folder, ignore_errors=True)
-    runs = EmulatedRuns(options.folder)
-    runs.make_profile(PROFILED)
+    runs, names = read_command_line(__doc__, list(LAYOUTS), "NAME")
     print("| layout | stages: layers | predicted | measured | error | memory |\n|---|---|---|---|---|---|", flush=True)
     found, untimed = [], []
-    for name in options.only:
+    for name in names:
         compared = compare(runs, name, LAYOUTS[name])
         if compared.measured.failed or compared.measured.invalid:
             untimed.append(f"{name}: {compared.measured.failed or compared.measured.invalid}")

@@ -21,36 +21,22 @@ from pathlib import Path
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.bench.llama import LLAMA  # noqa: E402
+
 BOUND = 0.97
 
 MODEL = {
+    **LLAMA,
     "num_layers": 8,
     "hidden_size": 256,
     "ffn_hidden_size": 688,
     "num_attention_heads": 8,
-    "group_query_attention": True,
     "num_query_groups": 4,
     "seq_length": 256,
     "max_position_embeddings": 256,
-    "normalization": "RMSNorm",
-    "swiglu": True,
-    "disable_bias_linear": True,
-    "position_embedding_type": "rope",
-    "untie_embeddings_and_output_weights": True,
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
-    "calculate_per_token_loss": True,
     "micro_batch_size": 4,
-    "global_batch_size": 8,
-    "eval_iters": 0,
-    "lr": 1e-3,
-    "lr_decay_style": "constant",
-    "log_interval": 1,
-    "mock_data": True,
-    "tokenizer_type": "NullTokenizer",
-    "vocab_size": 2047,
-    "make_vocab_size_divisible_by": 64,
-    "transformer_impl": "local",
 }
 TOKENS_PER_STEP = 8 * 256
 
