@@ -135,8 +135,10 @@ class PlanBlock:
     profile: str | None = None
     """Measured costs to go by, JSON or CSV (see [the planner](planner.md)), relative to the working directory;
     without it, `profile.json` of the run's folder where it fits, else data sheets."""
-    objective: Literal["time", "cost"] = "time"
-    """What the chosen layout has least of: seconds, or price, of a step (`price_per_hour` of the nodes)."""
+    objective: Literal["time", "cost", "goodput"] | None = None
+    """What the chosen layout has least of: `time` (the default) or `cost` of a step (`price_per_hour` of the nodes).
+    Of a service: `goodput` (the default), the most requests within their targets, or `cost`, the cheapest that holds
+    them."""
     top_k: int = field(default=4, metadata={"minimum": 1, "maximum": 100})
     """How many shapes to tell of: the chosen one and the best others, each with what keeps it slower."""
     max_tp: int | None = field(default=None, metadata={"minimum": 1})
@@ -234,11 +236,44 @@ class GatewayBlock:
     """How it is known whether an instance serves: [serve.md](serve.md)."""
 
 
+@dataclass(frozen=True)
+class TargetsBlock:
+    """``traffic.targets``: what clients bear; a target left out is none."""
+
+    first_token_s: float | None = None
+    """Seconds to the first token of an answer."""
+    per_token_s: float | None = None
+    """Seconds between its tokens, on average over the answer."""
+    share: float = 0.99
+    """Of all requests: so many are to meet the targets."""
+
+
+@dataclass(frozen=True)
+class TrafficBlock:
+    """``traffic``: what clients ask of a service, for `action=plan` and `action=auto_tune`."""
+
+    rate_per_s: float | None = None
+    """Requests a second, arriving at random."""
+    concurrency: int | None = field(default=None, metadata={"minimum": 1})
+    """Requests in flight, each followed by the next; instead of a rate, and not for a plan."""
+    input_tokens: Any = 512
+    """Length of prompts: a number, `{from: 64, to: 256}`, `{median: 200, p99: 900}` (log-normal), or
+    `{values: [64, 512], weights: [3, 1]}`."""
+    output_tokens: Any = 128
+    """Length of answers, likewise."""
+    num_requests: int = field(default=200, metadata={"minimum": 1})
+    """Requests of a measurement."""
+    seed: int = 0
+    """Of arrivals and lengths."""
+    targets: TargetsBlock = field(default_factory=TargetsBlock)
+
+
 BLOCKS: Mapping[str, type] = {
     "plan": PlanBlock,
     "cluster": ClusterBlock,
     "bridge": BridgeBlock,
     "gateway": GatewayBlock,
+    "traffic": TrafficBlock,
 }
 """Our own top-level blocks by name."""
 

@@ -59,7 +59,7 @@ def read_pins(spec: Spec, choices: Choices, machine: Machine, reason: Reason) ->
                 faults.append(Fault(f"{mesh.chip} is kept twice", where, "keep one mesh of each kind of chip"))
             kept[mesh.chip] = mesh
             faults += [Fault(what, where, fix) for what, fix in _why_not(mesh, pinned, machine, reason)]
-    faults += _without_price(spec, machine)
+    faults += [*_not_of_training(spec), *_without_price(spec, machine)]
     if faults:
         raise ConfigError(faults)
     return replace(pinned, kept=tuple(kept.values()))
@@ -190,6 +190,14 @@ def _why_not(mesh: KeptMesh, choices: Choices, machine: Machine, reason: Reason)
     reasons = [reason(Side(index, way)) for way in ways]
     if all(reasons):
         yield f"{name} is not legal: {reasons[0]}", "change its degrees"
+
+
+def _not_of_training(spec: Spec) -> list[Fault]:
+    """An objective that only services have."""
+    if spec.blocks.get("plan", {}).get("objective") != "goodput":
+        return []
+    fix = "legal where the task is to train: time, cost"
+    return [Fault("goodput is of services", where_of(spec, "plan.objective"), fix)]
 
 
 def _without_price(spec: Spec, machine: Machine) -> list[Fault]:

@@ -202,6 +202,13 @@ MISTAKES = [
         plan="objective: cost",
     ),
     Mistake(
+        "an objective of services",
+        "goodput is of services",
+        "time, cost",
+        "conf/exp.yaml:6 plan.objective",
+        plan="objective: goodput",
+    ),
+    Mistake(
         "an objective that there is not",
         "'tiem' is not possible",
         "'time'",
