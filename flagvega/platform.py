@@ -84,6 +84,8 @@ class Serving:
     head_dims: tuple[int, ...] = ()
     """Widths of an attention head that it computes; empty: all, or unknown."""
     refused: tuple[Refusal, ...] = ()
+    connector: str = ""
+    """How an instance hands a prompt's cache to another one, in the engine's own words; empty: none is known."""
     note: str = ""
     tested: bool = False
 
@@ -128,7 +130,9 @@ class Platform(ABC):
         file = Path(inspect.getfile(type(self))).with_name("serve.yaml")
         return read_serving(file).get(engine) if file.is_file() else None
 
-    def serving_env(self, devices: Sequence[int], workers: int, place: int, num_on_host: int) -> Mapping[str, str]:
+    def serving_env(
+        self, chip: str, devices: Sequence[int], workers: int, place: int, num_on_host: int
+    ) -> Mapping[str, str]:
         """Environment of an instance on these local devices, the ``place``-th of those that share the host."""
         return {name: ",".join(map(str, devices)) for name in self.visible_devices_env}
 

@@ -27,7 +27,9 @@ class CpuPlatform(Platform):
         """Share the cores among the host's ranks."""
         return {"OMP_NUM_THREADS": str(max(1, num_cores() // num_local))}
 
-    def serving_env(self, devices: Sequence[int], workers: int, place: int, num_on_host: int) -> Mapping[str, str]:
+    def serving_env(
+        self, chip: str, devices: Sequence[int], workers: int, place: int, num_on_host: int
+    ) -> Mapping[str, str]:
         """Cores of its own for each worker of an instance, as far as the host has them."""
         cores = sorted(os.sched_getaffinity(0))
         share = len(cores) // num_on_host

@@ -137,8 +137,10 @@ def test_what_a_chip_is_known_to_refuse_is_refused_with_the_engines_reason(dryru
     given = service(chip="cpu", pipeline_parallel_size=2, enforce_eager=True)
     assert "self.intermediate_tensors" in whats(dryrun([given], ExitCode.CONFIG))
     dryrun([service(chip="cpu", pipeline_parallel_size=2)])
-    faults = whats(dryrun([service(chip="emu-l")], ExitCode.CONFIG))
-    assert "no vLLM is known for chip 'emu-l'" in faults
+    given = service(chip="emu-l", pipeline_parallel_size=2)
+    assert "an emulated chip paces whole steps" in whats(dryrun([given], ExitCode.CONFIG))
+    faults = whats(dryrun([service(chip="bi-v150")], ExitCode.CONFIG))
+    assert "no vLLM is known for chip 'bi-v150'" in faults
 
 
 def test_serving_and_training_do_not_mix(dryrun: Dryrun) -> None:
