@@ -1,22 +1,36 @@
-"""The commands that the pages print, run as printed, in a copy of the checkout."""
+"""The commands that the pages print: all are ones that there are; those of the tour run as printed, in a copy."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tests.checkout import copy_project
+from flagvega.actions.call import OPTIONS, Call
+from flagvega.cli import ACTIONS
+from flagvega.config.command import parse
+from flagvega.config.starter import write_starter
+from flagvega.errors import ConfigError
+from tests.checkout import copy_project, project_files
 from tests.conftest import ROOT
 
 PAGES = ("README.md", "docs/train.md")
+"""Those whose commands are run."""
+ALL_PAGES = [str(path) for path in project_files("*.md")]
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MARK = "\x1e"
+LINE = re.compile(r"^(?:\$ | {4})?((?:python|make|pip) .+)")
+INLINE = re.compile(r"`((?:python|make|pip install|tools/\S+) [^`\n]+)`")
+MISTAKE = "train.model.num_layer=6"
+"""What the tour gets wrong."""
 
 
 @dataclass
@@ -54,6 +68,93 @@ def missing_lines(lines: list[str], output: str) -> list[str]:
     """The lines that the output does not have, in their order."""
     rest = iter(" ".join(line.split()) for line in output.splitlines())
     return [line for line in lines if line not in rest]
+
+
+def printed(page: str) -> list[str]:
+    """All commands of a page, run or not: lines of blocks, indented lines, a few words within a sentence."""
+    found, in_block = [], False
+    for line in (ROOT / page).read_text().splitlines():
+        in_block ^= line.startswith("```")
+        command = LINE.match(line) if in_block or line.startswith(" " * 4) else None
+        found += [command[1]] if command else INLINE.findall(line)
+    return found
+
+
+def trouble(command: str) -> str:
+    """Why a command cannot be run, from a folder with ``examples`` and ``conf``; empty where it can."""
+    words = shlex.split(command.partition(">")[0], comments=True)
+    match words:
+        case ["python", "run.py", *rest]:
+            return "" if MISTAKE in rest else run_trouble(rest)
+        case ["python", *_, "-m", module, "--config", _]:
+            path = ROOT / module.replace(".", "/") / "__main__.py"
+            return "" if path.exists() else f"there is no {module}"
+        case ["python", tool, *rest]:
+            return tool_trouble(tool, rest)
+        case ["make", *targets]:
+            rules = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            return "" if set(targets) <= set(rules) else f"make knows {rules}"
+        case ["pip", "install", "-r", file]:
+            return "" if (ROOT / file).exists() else f"there is no {file}"
+        case ["pip", "install", package]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            return "" if package in {f"flagvega[{name}]" for name in extras} else f"there are {list(extras)}"
+        case [tool, *rest]:
+            return tool_trouble(tool, rest)
+    return "it is empty"
+
+
+def run_trouble(words: list[str]) -> str:
+    """Of the command line: its action, its options, and its configuration where that is not a run's own."""
+    try:
+        command = parse(words, ACTIONS, OPTIONS)
+        where = command.config_path
+        if where and not where.startswith("outputs/"):
+            if where == "conf" and not Path(where, f"{command.config_name}.yaml").exists():
+                write_starter(Path(where), str(command.config_name))
+            assert Call(command, Console(quiet=True)).spec
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def tool_trouble(tool: str, words: list[str]) -> str:
+    """Of a program of ours: its file, and that the file speaks of every option."""
+    if not (ROOT / tool).exists():
+        return f"there is no {tool}"
+    text = (ROOT / tool).read_text()
+    unknown = [word for word in words if word.startswith("--") and f'"{word}"' not in text]
+    return f"{tool} has no {unknown}" if unknown else ""
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_command_of_a_page_is_one_that_there_is(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert [(command, why) for command in printed(page) if (why := trouble(command))] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python run.py action=dry",
+        "python run.py --config-path conf --config-name train plan.top=4",
+        "python run.py --config-path examples/llama/conf --config-name nowhere",
+        "python tools/nothing.py",
+        "python tools/prepare_data.py --corpse python",
+        "python -P -m flagvega.nothing --config x",
+        "make nothing",
+        "pip install -r requirements/nothing.txt",
+        "pip install flagvega[nothing]",
+        "tools/nothing.sh serve",
+    ],
+)
+def test_a_command_that_there_is_not_is_found(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert trouble(command)
 
 
 @pytest.mark.parametrize("page", PAGES)
