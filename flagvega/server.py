@@ -25,6 +25,10 @@ class Command:
     """It is given up when it does not answer within this."""
     hang_s: float = 120
     """Once it has served, it is ended and started again when its ``/health`` has not answered for this long."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """What its ``/metrics`` calls these, any of which may be missing: ``running``, ``waiting``, ``kv_share``,
+    ``requests``, ``prompt_tokens``, ``output_tokens``, ``prefix_queries``, ``prefix_hits``, ``first_token_s``,
+    ``per_token_s``."""
 
 
 class Server(Backend, Protocol):

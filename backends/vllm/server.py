@@ -26,6 +26,18 @@ QUIET: Final[Mapping[str, str]] = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Nothing is downloaded and nothing is reported."""
+METRICS: Final[Mapping[str, str]] = {
+    "running": "vllm:num_requests_running",
+    "waiting": "vllm:num_requests_waiting",
+    "kv_share": "vllm:kv_cache_usage_perc",
+    "requests": "vllm:request_success_total",
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "output_tokens": "vllm:generation_tokens_total",
+    "prefix_queries": "vllm:prefix_cache_queries_total",
+    "prefix_hits": "vllm:prefix_cache_hits_total",
+    "first_token_s": "vllm:time_to_first_token_seconds",
+    "per_token_s": "vllm:request_time_per_output_token_seconds",
+}
 
 
 class VllmServer:
@@ -66,7 +78,7 @@ class VllmServer:
         serving = find_serving(instance.chip)
         others = {**(serving.arguments if serving else {}), **given}
         argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in others.items() if k not in ours}))
-        return Command(argv, self._env(instance, num_on_host), names[0])
+        return Command(argv, self._env(instance, num_on_host), names[0], metrics=METRICS)
 
     def bench(self) -> Command:
         """vLLM's benchmark for servers."""

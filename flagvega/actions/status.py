@@ -12,7 +12,7 @@ from flagvega.actions.call import Answer, Call
 from flagvega.records import count_lines
 from flagvega.report.progress import Progress, duration
 from flagvega.run.directory import Run, RunDirectory, find_runs
-from flagvega.serve.gateway.records import show_gateway
+from flagvega.serve.records import read_serving, show_serving
 
 
 def act(call: Call) -> Answer:
@@ -31,6 +31,7 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
     progress = Progress(run.watch)
     for row in directory.metrics().read():
         progress.add(row)
+    served = show_serving(directory.root, run.started, not run.finished)
     return {
         "run_id": run.run_id,
         "name": run.name,
@@ -45,7 +46,8 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
         "notes": list(run.notes),
         "start_step": run.start_step,
         "last": progress.last,
-        "shown": progress.fields() | _batch(directory, run) | show_gateway(directory.root),
+        "serving": read_serving(directory.root, run.started),
+        "shown": progress.fields() | _batch(directory, run) | served,
     }
 
 

@@ -29,7 +29,8 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
         command = server.command(services[instance.service], instance, len(plan.instances))
         # The user's own variables come through the keeper, and before ours; secrets among them are in no file.
         env = {name: value for name, value in command.env.items() if name not in spec.envs}
-        instances.append({**asdict(command), "env": env, "id": instance.id, "url": instance.url})
+        place = {"id": instance.id, "url": instance.url, "service": instance.service, "chip": instance.chip}
+        instances.append({**asdict(command), "env": env, **place, "role": instance.role})
     run_dir = str(spec.exp_dir.absolute())
     keeper = NodeJob(
         node=0,
@@ -39,13 +40,14 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
         env=source_path() | dict(spec.envs),
         is_launcher=True,
     )
-    files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: {"instances": instances}}
+    kept: dict[str, Any] = {"name": spec.name, "instances": instances}
+    files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: kept}
     if spec.generate:
-        files[SERVE_FILE]["batch"] = [sys.executable, "-P", "-m", "flagvega.serve.batch", "--run-dir", run_dir]
+        kept["batch"] = [sys.executable, "-P", "-m", "flagvega.serve.batch", "--run-dir", run_dir]
         files[BATCH_FILE] = _batch(spec, instances)
     elif has_gateway(spec, plan):
         files[GATEWAY_FILE] = gateway_settings(spec, plan)
-        files[SERVE_FILE]["gateway"] = _gateway(spec, instances[0]["model"])
+        kept["gateway"] = _gateway(spec, instances[0]["model"])
     return Job((keeper,), files)
 
 

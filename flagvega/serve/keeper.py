@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from flagvega.errors import ExitCode
 from flagvega.records import append_json_line, read_json
+from flagvega.serve.observer import Observer
 from flagvega.serve.probe import KEY_ENV, find_trouble, is_healthy
 
 POLL_S = 0.2
@@ -159,6 +160,8 @@ class Keeper:
         self.gateway = gateway and Kept(gateway, run_dir / "events" / "gateway.jsonl", logs / "gateway.log")
         self.asked: int | None = None
         self.has_endpoint = False
+        url = gateway and gateway["url"]
+        self.observer = Observer(run_dir, read.get("name", run_dir.name), self.instances, url)
 
     def run(self) -> int:
         """Serve until asked to stop, or until one cannot be kept."""
@@ -166,6 +169,7 @@ class Keeper:
             signal.signal(number, lambda *_: setattr(self, "asked", int(ExitCode.TERMINATED)))
         for each in self._all():
             each.start()
+        self.observer.start()
         if self.batch_argv:
             with self.batch_log.open("wb") as log:
                 self.batch = subprocess.Popen(self.batch_argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -206,6 +210,7 @@ class Keeper:
             failed = each.state == "failed" or bool(self.gateway and self.gateway.state == "failed")
             its = code if failed or code != ExitCode.INTERNAL else int(ExitCode.TERMINATED)
             each.tell("exit", code=its, reason=each.trouble if each.state == "failed" else reason)
+        self.observer.close("failed" if code == ExitCode.INTERNAL else "done" if code == ExitCode.DONE else "stopped")
         return 0 if code != ExitCode.INTERNAL else code
 
 

@@ -39,6 +39,14 @@ def is_healthy(url: str) -> bool:
     return True
 
 
+def fetch_text(url: str, timeout_s: float) -> str | None:
+    """What is there; None when nothing answers."""
+    try:
+        return _ask(url, None, timeout_s, None).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return None
+
+
 def _ask(url: str, body: Any, timeout_s: float, key_env: str | None) -> bytes:
     headers = {"Content-Type": "application/json"}
     if key_env and (key := os.environ.get(key_env)):
