@@ -60,7 +60,7 @@ def write_pictures(exp_dir: Path, plan: Plan, outlook: Outlook, problem: Problem
     files = (str(folder / PAGE), str(folder / TRACE))
     if can_draw():
         return Pictures((*files, str(folder / PICTURE)), (f"{page} and {PICTURE}", trace))
-    missing = f"no {PICTURE}, for matplotlib is not installed: pip install 'flagvega[report]'"
+    missing = f"no {PICTURE}, for matplotlib is not installed: pip install -r requirements/report.txt"
     return Pictures(files, (page, trace, missing))
 
 
