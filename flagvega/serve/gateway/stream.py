@@ -70,10 +70,10 @@ class StreamReader:
 
 
 def _has_token(choice: Any) -> bool:
-    """Whether a choice holds more than the role that a conversation's answer begins with."""
+    """Whether a choice is a token (its text may be empty), and not the role that a conversation begins with."""
     if not isinstance(choice, dict):
         return False
-    if choice.get("text") or choice.get("finish_reason"):
+    if "text" in choice or choice.get("finish_reason"):
         return True
     delta = choice.get("delta")
     return isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")

@@ -90,6 +90,12 @@ def test_a_role_is_no_token_and_an_error_before_the_first_is_no_answer() -> None
     assert not reader.begun
 
 
+def test_a_token_without_text_is_a_token() -> None:
+    reader = StreamReader()
+    assert reader.feed(events({"choices": [{"index": 0, "text": ""}]})) == 1
+    assert reader.begun
+
+
 def test_tokens_are_counted_one_for_each_event() -> None:
     reader = StreamReader()
     assert reader.feed(events(ROLE, TOKEN)) == 1
