@@ -59,6 +59,11 @@ def build_scheduler(arguments: Mapping[str, Any], optimizer: Any, extent: Extent
     )
 
 
+def count_updated(optimizer: Any) -> int:
+    """Parameters that the rank itself updates: a part of those it holds where replicas share the work."""
+    return sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+
+
 def current_lr(scheduler: Any) -> float:
     """The learning rate of the coming step, also on ranks that hold no parameters."""
     return float(scheduler.get_lr({"max_lr": scheduler.max_lr, "min_lr": scheduler.min_lr}))

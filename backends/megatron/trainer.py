@@ -16,7 +16,7 @@ from backends.megatron.feed import Dataset, feed
 from backends.megatron.gradients import make_finalizer
 from backends.megatron.groups import Groups
 from backends.megatron.model import build_config, build_model, recompute_fields
-from backends.megatron.optimizer import build_optimizer, build_scheduler, current_lr
+from backends.megatron.optimizer import build_optimizer, build_scheduler, count_updated, current_lr
 from backends.megatron.pacing import is_paced, pace_model, pace_optimizer
 from backends.megatron.progress import Extent
 from backends.megatron.weights import Reader, Scheme, Shard, draw_weights, find_shards, read_weights
@@ -60,6 +60,7 @@ class Trainer:
         self.scheduler = build_scheduler(arguments, self.optimizer, extent)
         self._join_schedule()
         self.num_updates = 0
+        self.num_own_parameters = count_updated(self.optimizer)
         self.pipe = None
         if plan.schedule != "interleaved" and len(plan.stages) > 1:
             sequence = arguments["seq_length"]
@@ -118,7 +119,7 @@ class Trainer:
         self.optimizer.zero_grad()
         reports = self._run_schedule(dataset, first_sample, batch_size // self.plan.batch.samples, forward_only=False)
         is_updated, grad_norm, _ = self.optimizer.step()
-        pace_optimizer(self.device, sum(shard.parameter.numel() for shard in self.shards))
+        pace_optimizer(self.device, self.num_own_parameters)
         if is_updated:
             self.num_updates += 1
             self.scheduler.step(increment=batch_size)

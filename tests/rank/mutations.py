@@ -86,6 +86,15 @@ def fail_on_rank_2() -> None:
         trainer.Trainer._reduce_loss = fail  # type: ignore[assignment, method-assign]
 
 
+def print_updated() -> None:
+    """No fault: a rank tells for how many parameters its optimizer is paced."""
+
+    def tell(_: Any, num_parameters: int) -> None:
+        print("updated", num_parameters, flush=True)
+
+    trainer.pace_optimizer = tell
+
+
 def hang() -> None:
     """Nothing happens any more."""
     time.sleep(1e6)
