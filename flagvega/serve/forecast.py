@@ -1,0 +1,251 @@
+"""What a set of instances makes of traffic: engines with continuous batching, step by step, behind a gateway.
+
+An engine's step gives each sequence that it works on a token and reads prompts of those that came, as many tokens as a
+step takes in; the rest waits for a slot. Between two events steps are alike and are taken at once, so that minutes of
+traffic take milliseconds. A request goes to the engine that is expected to finish it first, as our gateway does it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, inf
+
+from flagvega.serve.curve import Curve
+from flagvega.serve.traffic import Answered, Request
+
+REFUSED = "refused: it would have waited too long"
+
+
+@dataclass(frozen=True)
+class Member:
+    """An instance of a fleet."""
+
+    curve: Curve
+    slots: int
+    """Sequences that it works on at once (vLLM: ``max_num_seqs``)."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request inside an engine."""
+
+    index: int
+    at_s: float
+    to_read: int
+    to_give: int
+    """Tokens of its answer that are still to come."""
+    first_s: float = 0.0
+    end_step: int = 0
+    """Number of the step that gives its last token."""
+
+
+class Engine:
+    """One instance under way."""
+
+    def __init__(self, member: Member) -> None:
+        self.curve, self.slots = member.curve, member.slots
+        self.now_s = 0.0
+        """When the next step can begin."""
+        self.busy_s = 0.0
+        self.num_steps = 0
+        self.num_preempted = 0
+        self.giving: list[tuple[int, int, _Job]] = []
+        """Heap by the step that ends them."""
+        self.admitted: list[_Job] = []
+        """Those that give tokens, in the order of their coming; some may have ended."""
+        self.reading: list[_Job] = []
+        self.waiting: deque[_Job] = deque()
+        self.cached = 0
+        """Tokens in its cache."""
+        self.done: list[tuple[_Job, float]] = []
+        """With the time of the last token."""
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def num_requests(self) -> int:
+        """In the engine."""
+        return len(self.giving) + len(self.reading) + len(self.waiting)
+
+    def take(self, index: int, request: Request) -> None:
+        """A request comes; all steps that begin before it have been taken."""
+        if not self.num_requests:
+            self.now_s = max(self.now_s, request.at_s)
+        self.waiting.append(_Job(index, request.at_s, request.input_tokens, request.output_tokens))
+        self._sizes[index] = request.input_tokens + request.output_tokens
+
+    def run(self, until_s: float) -> None:
+        """Take all steps that begin before ``until_s``."""
+        while self.now_s < until_s and (self.giving or self.reading or self.waiting):
+            if self.reading or (self.waiting and self._fits(self.waiting[0])):
+                self._read()
+            elif self.giving:
+                self._give(until_s)
+            else:
+                job = self.waiting.popleft()  # longer than the cache: the engine refuses it
+                self.done.append((job, inf))
+
+    def _fits(self, job: _Job) -> bool:
+        room = inf if self.curve.cache_tokens is None else self.curve.cache_tokens - self.cached
+        return len(self.giving) + len(self.reading) < self.slots and job.to_read <= room
+
+    def _read(self) -> None:
+        """One step in which prompts are read."""
+        room = self.curve.step_tokens - len(self.giving)
+        num_read = num_prompts = 0
+        read: list[_Job] = []
+        queue = deque(self.reading)
+        while room > 0:
+            if not queue and self.waiting and self._fits(self.waiting[0]):
+                job = self.waiting.popleft()
+                self.cached += job.to_read
+                self.reading.append(job)
+                queue.append(job)
+            if not queue:
+                break
+            job = queue.popleft()
+            taken = min(job.to_read, room)
+            job.to_read, room, num_read, num_prompts = (
+                job.to_read - taken,
+                room - taken,
+                num_read + taken,
+                num_prompts + 1,
+            )
+            if not job.to_read:
+                read.append(job)
+        self._pass(1, self.curve.step_s(len(self.giving) + num_prompts, num_read))
+        for job in read:
+            self.reading.remove(job)
+            job.first_s = job.first_s or self.now_s
+            job.to_give -= 1
+            if job.to_give:
+                job.end_step = self.num_steps + job.to_give
+                heapq.heappush(self.giving, (job.end_step, job.index, job))
+                self.admitted.append(job)
+            else:
+                self._end(job)
+
+    def _give(self, until_s: float) -> None:
+        """Steps in which every sequence gets a token and nothing else happens, as many as are alike."""
+        num = len(self.giving)
+        if self.curve.cache_tokens is not None and self.cached + num > self.curve.cache_tokens and num > 1:
+            self._preempt()
+            return
+        step_s = self.curve.step_s(num)
+        times = self.giving[0][0] - self.num_steps
+        if until_s < inf and num < self.slots:
+            times = min(times, max(1, ceil((until_s - self.now_s) / step_s)))
+        if self.curve.cache_tokens is not None and num > 1:
+            times = max(1, min(times, (self.curve.cache_tokens - self.cached) // num))
+        self._pass(times, step_s)
+
+    def _pass(self, times: int, step_s: float) -> None:
+        self.now_s += times * step_s
+        self.busy_s += times * step_s
+        self.num_steps += times
+        self.cached += times * len(self.giving)
+        while self.giving and self.giving[0][0] <= self.num_steps:
+            self._end(heapq.heappop(self.giving)[2])
+
+    def _preempt(self) -> None:
+        """The cache is full: the one that came last begins anew, its answer so far being part of its prompt."""
+        job = self.admitted.pop()
+        while job.end_step <= self.num_steps:
+            job = self.admitted.pop()
+        self.giving.remove((job.end_step, job.index, job))
+        heapq.heapify(self.giving)
+        job.to_give = job.end_step - self.num_steps
+        job.to_read = self._sizes[job.index] - job.to_give
+        self.cached -= job.to_read
+        job.end_step = 0
+        self.waiting.appendleft(job)
+        self.num_preempted += 1
+
+    def _end(self, job: _Job) -> None:
+        self.cached -= self._sizes[job.index] - 1  # the last token is in no cache
+        self.done.append((job, self.now_s))
+
+    def expect(self, request: Request) -> tuple[float, float]:
+        """When a request that comes now would have its first token and its last, in seconds from now."""
+        num, curve = self.num_requests + 1, self.curve
+        to_read = request.input_tokens + sum(job.to_read for job in (*self.reading, *self.waiting))
+        wait_s = max(0.0, self.now_s - request.at_s)
+        if num > self.slots:
+            wait_s += self._free_after() * curve.step_s(self.slots)
+            to_read = request.input_tokens
+        num = min(num, self.slots)
+        further = max(0, ceil(to_read / max(1, curve.step_tokens - num)) - 1)
+        first_s = wait_s + curve.overhead_s + curve.step_s(num, to_read) + further * curve.step_s(num)
+        return first_s, first_s + (request.output_tokens - 1) * curve.step_s(num)
+
+    def _free_after(self) -> int:
+        """Steps until a request that comes now gets a slot: those before it take them as they become free."""
+        ends = sorted([end - self.num_steps for end, _, _ in self.giving] + [job.to_give for job in self.reading])
+        for job in self.waiting:
+            if len(ends) < self.slots:
+                heapq.heappush(ends, job.to_give)
+            else:
+                heapq.heapreplace(ends, ends[0] + job.to_give)
+        return max(0, ends[0]) if len(ends) >= self.slots else 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an instance did."""
+
+    num_requests: int
+    busy: float
+    """Share of the time in which it had a step under way."""
+    num_preempted: int
+    """Times that its cache was full and a sequence had to be begun anew."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is expected of a fleet."""
+
+    answers: tuple[Answered, ...]
+    """In the order of the requests."""
+    duration_s: float
+    shares: tuple[Share, ...]
+    """By member."""
+
+
+def forecast(members: Sequence[Member], requests: Sequence[Request], patience_s: float = inf) -> Forecast:
+    """What comes of requests, in the order of their times, behind a gateway.
+
+    ``patience_s``: the gateway refuses what would wait longer for its first token.
+    """
+    engines = [Engine(member) for member in members]
+    counts = [0] * len(engines)
+    answers: list[Answered | None] = [None] * len(requests)
+    for i, request in enumerate(requests):
+        best, best_s = -1, inf
+        for j, engine in enumerate(engines):
+            engine.run(request.at_s)
+            first_s, finish_s = engine.expect(request)
+            if first_s <= patience_s and finish_s < best_s:
+                best, best_s = j, finish_s
+        if best < 0:
+            answers[i] = Answered(request.at_s, 0.0, 0.0, request.input_tokens, 0, REFUSED)
+        else:
+            engines[best].take(i, request)
+            counts[best] += 1
+    end_s = requests[-1].at_s
+    for engine in engines:
+        engine.run(inf)
+        overhead_s = engine.curve.overhead_s
+        for job, last_s in engine.done:
+            request = requests[job.index]
+            if last_s == inf:
+                answers[job.index] = Answered(request.at_s, 0.0, 0.0, request.input_tokens, 0, "longer than the cache")
+                continue
+            first_s, took_s = (moment - request.at_s + overhead_s for moment in (job.first_s, last_s))
+            answers[job.index] = Answered(request.at_s, first_s, took_s, request.input_tokens, request.output_tokens)
+            end_s = max(end_s, last_s)
+    shares = tuple(
+        Share(count, engine.busy_s / end_s, engine.num_preempted) for engine, count in zip(engines, counts, strict=True)
+    )
+    return Forecast(tuple(answer for answer in answers if answer), end_s, shares)
