@@ -29,6 +29,8 @@ from flagvega.platform import find_chip
 from flagvega.records import read_json
 
 GRACE_S = 120
+PINS = ("objective", "max_tp", "order", "nodes", "keep")
+"""Keys of the ``plan`` block that only a search heeds."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     """
     spec = spec or call.spec
     spec, cluster, plan = decide_plan(spec, call.engine, call.console)
-    warnings = tuple(call.engine.warnings(spec, plan))
+    warnings = (*_idle_pins(spec), *call.engine.warnings(spec, plan))
     for warning in warnings:
         call.say(f"warning: {warning}")
     job = call.engine.job(spec, plan, cluster)
@@ -109,6 +111,15 @@ def decide_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Clu
 def is_automatic(spec: Spec) -> bool:
     """Whether the layout is to be chosen."""
     return bool(spec.blocks.get("plan", {}).get("file") == "auto")
+
+
+def _idle_pins(spec: Spec) -> list[str]:
+    """What was asked of a layout that is not chosen here."""
+    if is_automatic(spec):
+        return []
+    given = [f"plan.{name}" for name in PINS if spec.blocks.get("plan", {}).get(name) and f"plan.{name}" in spec.where]
+    fix = "only a search does: plan.file: auto, or action=plan"
+    return [f"{spec.where[key]}: the layout is given, and does not heed this ({fix})" for key in given]
 
 
 def check_shared(spec: Spec) -> None:

@@ -82,6 +82,20 @@ def test_the_cheapest_plan_leaves_out_what_costs_more_than_it_saves(capsys: pyte
     assert cheap["price"] == pytest.approx(seconds * price / 3600)
 
 
+def test_pins_beside_a_layout_that_is_given_are_said_to_be_idle(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = ask(capsys, "action=plan", NODES)
+    assert code == 0
+    given = ["plan.file=out/plan.json", NODES, "action=dryrun", "construct=false"]
+    code, answer = ask(capsys, *given, "plan.nodes=[b]", "plan.max_tp=1")
+    assert code == 0
+    assert [line.split(": the layout")[0] for line in answer["warnings"]] == [
+        "command line: plan.max_tp",
+        "command line: plan.nodes",
+    ]
+    code, answer = ask(capsys, *given)
+    assert answer["warnings"] == []
+
+
 def test_the_best_other_shapes_are_told_with_what_keeps_them_slower(capsys: pytest.CaptureFixture[str]) -> None:
     _, answer = ask(capsys, "action=plan", "plan.top_k=3")
     shapes = answer["shapes"]
