@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 from flagvega.report.page import STYLE
@@ -30,6 +30,8 @@ class TrialRow:
     corrected_s: float | None
     memory_share: float | None
     is_best: bool = False
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Whatever else was measured, by name: columns of the table."""
 
     @property
     def words(self) -> str:
@@ -54,21 +56,24 @@ class Effect:
 
 
 def tuning_page(title: str, facts: Sequence[str], rows: Sequence[TrialRow], counts: Sequence[tuple[str, str, str]],
-                pruned: Sequence[tuple[str, str]], best_yaml: str) -> str:  # fmt: skip
-    """The page; ``facts`` are lines of plain text, ``counts`` (rule, candidates left, example)."""
+                pruned: Sequence[tuple[str, str]], best_yaml: str, unit: str = "step") -> str:  # fmt: skip
+    """The page; ``facts`` are lines of plain text, ``counts`` (rule, candidates left, example).
+
+    ``unit`` is whose seconds a trial measures.
+    """
     good = [row for row in rows if row.time_s is not None]
     body = [f"<h1>{escape(title)}</h1>", "<ul>", *(f"<li>{escape(fact)}</li>" for fact in facts), "</ul>"]
     if good:
         body += [
             legend(COLOURS, {}),
             '<div class="pair">',
-            _figure("Best so far, trial by trial", progress_svg(rows)),
-            _figure("Predicted against measured", prediction_svg(good)),
+            _figure("Best so far, trial by trial", progress_svg(rows, unit)),
+            _figure("Predicted against measured", prediction_svg(good, unit)),
             _figure("Throughput against memory", pareto_svg(good)),
             _figure("Effect of each dimension", effects_table(effects(good))),
             "</div>",
         ]
-    body += ["<h2>Trials</h2>", trials_table(rows)]
+    body += ["<h2>Trials</h2>", trials_table(rows, unit)]
     if pruned:
         cells = [(escape(what), escape(why)) for what, why in pruned]
         body += ["<h2>Not tried, for what trials had shown</h2>", _table(("candidate", "reason"), cells)]
@@ -105,11 +110,11 @@ def _dot(plane: Plane, x: float, y: float, row: TrialRow, note: str) -> str:
     )
 
 
-def progress_svg(rows: Sequence[TrialRow]) -> str:
-    """Seconds a step of each trial, and of the best until then; crosses are trials that died."""
+def progress_svg(rows: Sequence[TrialRow], unit: str) -> str:
+    """Seconds of each trial, and of the best until then; crosses are trials that died."""
     good = [row.time_s for row in rows if row.time_s is not None]
     last = max(row.number for row in rows)
-    plane = Plane((0.5, 0.0), (last + 0.5, max(good) * 1.05), ("trial", "seconds a step"))
+    plane = Plane((0.5, 0.0), (last + 0.5, max(good) * 1.05), ("trial", f"seconds a {unit}"))
     parts, best, path = [], None, []
     for row in sorted(rows, key=lambda row: row.number):
         if row.time_s is None:
@@ -129,11 +134,11 @@ def progress_svg(rows: Sequence[TrialRow]) -> str:
     return plane.picture([f'<polyline class="front" points="{" ".join(path)}"/>', *parts])
 
 
-def prediction_svg(good: Sequence[TrialRow]) -> str:
+def prediction_svg(good: Sequence[TrialRow], unit: str) -> str:
     """What was expected when a trial was chosen, over what was measured; on the dotted line both are equal."""
     pairs = [(row.time_s or 0.0, row.corrected_s or 0.0, row) for row in good if row.corrected_s is not None]
     top = max(max(x, y) for x, y, _ in pairs) * 1.08
-    plane = Plane((0.0, 0.0), (top, top), ("measured seconds a step", "expected seconds a step"))
+    plane = Plane((0.0, 0.0), (top, top), (f"measured seconds a {unit}", f"expected seconds a {unit}"))
     line = f'<line class="dots" x1="{plane.x(0)}" y1="{plane.y(0)}" x2="{plane.x(top):.1f}" y2="{plane.y(top):.1f}"/>'
     return plane.picture([line, *(
         _dot(plane, x, y, row, f"expected {seconds(y)}, measured {seconds(x)}") for x, y, row in pairs
@@ -202,12 +207,13 @@ def effects_table(found: Sequence[Effect]) -> str:
     return _table(("dimension", "speed", "best", "trials", "value"), rows)
 
 
-def trials_table(rows: Sequence[TrialRow]) -> str:
+def trials_table(rows: Sequence[TrialRow], unit: str) -> str:
     """All trials, the fastest first, then those that measured nothing."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     varied = [name for name in names if len({str(row.values.get(name, "")) for row in rows}) > 1]
     constant = [name for name in names if name not in varied]
-    head = ("trial", "step", "tokens/s", "expected", "error", "planner alone", "memory", *varied, "outcome")
+    more = list(dict.fromkeys(name for row in rows for name in row.facts))
+    head = ("trial", unit, "tokens/s", *more, "expected", "error", "planner alone", "memory", *varied, "outcome")
     body = []
     for row in sorted(rows, key=lambda row: (row.time_s is None, row.time_s or 0.0, row.number)):
         step = (
@@ -220,6 +226,7 @@ def trials_table(rows: Sequence[TrialRow]) -> str:
         style = ' class="dead"' if row.time_s is None else ""
         body.append((
             str(row.number), step, f"{row.tokens_per_s:,.0f}" if row.tokens_per_s else "-",
+            *(escape(str(row.facts.get(name, "-"))) for name in more),
             seconds(row.corrected_s) if row.corrected_s is not None and row.predicted_s else "-", error,
             seconds(row.predicted_s) if row.predicted_s else "-",
             f"{row.memory_share:.0%}" if row.memory_share is not None else "-",

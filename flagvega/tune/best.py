@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 
 from flagvega.config.spec import Spec
-from flagvega.tune.shape import Point
+from flagvega.tune.candidates import Settings
 
 
-def best_yaml(spec: Spec, chosen: Spec, point: Point, plan: Path | None) -> str:
+def best_yaml(spec: Spec, chosen: Spec, settings: Settings, plan: Path | None) -> str:
     """The experiment as composed, with the candidate's choices; the layout is in the plan, and nowhere else."""
     composed = dict(spec.composed)
     dropped = {name for name in spec.arguments if name not in chosen.arguments} if plan is not None else set()
     train = _without(composed.get("train", {}), dropped)
     experiment = {name: value for name, value in composed.get("experiment", {}).items() if name != "auto_tuner"}
-    for name, value in point.settings:
+    for name, value in settings:
         head, _, tail = name.partition(".")
         plain = list(value) if isinstance(value, tuple) else value
         if head == "env":

@@ -1,27 +1,28 @@
-"""What measurements say about predictions: factors per chip, degree and dimension, with how uncertain they are.
+"""What measurements say about predictions: factors by features of a candidate, with how uncertain they are.
 
-Two linear models of logarithms with normal priors around "the prediction is right": one of the seconds that a stage
-computes (each trial measures every stage), one of what is then left of the step.
+Two linear models of logarithms with normal priors around "the prediction is right": one of the seconds of a part (of a
+layout the stages: each trial measures every stage), one of what is then left of the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp, log, log2, sqrt
+from math import exp, log, sqrt
 from typing import Any
 
 import numpy as np
 
-from flagvega.layout.request import MeshRequest
-from flagvega.tune.shape import Settings, Shape, recompute_words
-
 Features = Mapping[tuple[Any, ...], float]
+"""By name; the first word of a name is the kind of the feature."""
 
-CHIP_SD, TP_SD, SAMPLES_SD, HEAD_SD, STAGE_NOISE = 0.5, 0.15, 0.15, 0.3, 0.05
-STEP_SD, SHAPE_SD, SETTING_SD, STEP_NOISE = 0.2, 0.05, 0.1, 0.02
-UNKNOWN_SD, CHOICE_SD = 5.0, 0.7
-"""Of a step that nothing predicts, and of what a choice may change it by."""
+PART_SD: Mapping[str, float] = {"chip": 0.5, "tp": 0.15, "samples": 0.15, "head": 0.3}
+"""By the kind of a feature: what a part may differ by from its prediction, as a deviation of the logarithm."""
+STEP_SD: Mapping[str, float] = {"step": 0.2, "setting": 0.1, "unknown": 5.0, "choice": 0.7}
+"""The same of the step; ``unknown``: one that nothing predicts, ``choice``: what a setting may change it by then."""
+OTHER_SD = 0.05
+PART_NOISE, STEP_NOISE = 0.05, 0.02
+"""Of a measurement."""
 
 
 @dataclass
@@ -29,9 +30,9 @@ class Ridge:
     """Bayesian linear regression over named features."""
 
     noise: float
+    priors: Mapping[str, float]
+    """Standard deviation of a feature's weight around 0, by its kind."""
     rows: list[tuple[Features, float]] = field(default_factory=list)
-    priors: dict[tuple[Any, ...], float] = field(default_factory=dict)
-    """Standard deviation of each feature's weight around 0."""
 
     def add(self, features: Features, value: float) -> None:
         """One measurement."""
@@ -67,63 +68,30 @@ class Ridge:
         return self._solved
 
     def _prior(self, name: tuple[Any, ...]) -> float:
-        return self.priors.get(name[:1], SHAPE_SD)
+        return self.priors.get(name[0], OTHER_SD)
 
 
 @dataclass
 class Model:
     """The corrections."""
 
-    stages: Ridge = field(default_factory=lambda: Ridge(
-        STAGE_NOISE, priors={("chip",): CHIP_SD, ("tp",): TP_SD, ("samples",): SAMPLES_SD, ("head",): HEAD_SD}
-    ))  # fmt: skip
-    steps: Ridge = field(default_factory=lambda: Ridge(
-        STEP_NOISE,
-        priors={("step",): STEP_SD, ("unknown",): UNKNOWN_SD, ("setting",): SETTING_SD, ("choice",): CHOICE_SD},
-    ))  # fmt: skip
+    parts: Ridge = field(default_factory=lambda: Ridge(PART_NOISE, PART_SD))
+    steps: Ridge = field(default_factory=lambda: Ridge(STEP_NOISE, STEP_SD))
 
-    def stage_factor(self, mesh: MeshRequest, samples: float, head: float, boldness: float = 0.0) -> float:
-        """By what the time of a mesh's stages is to be multiplied, less so many deviations."""
-        mean, deviation = self.stages.predict(stage_features(mesh, samples, head))
+    def part_factor(self, features: Features, boldness: float = 0.0) -> float:
+        """By what the time of a part is to be multiplied, less so many deviations."""
+        mean, deviation = self.parts.predict(features)
         return exp(mean - boldness * deviation)
 
     def step_factor(self, features: Features) -> tuple[float, float]:
         """(logarithm of what the rest of the step is to be multiplied by, its standard deviation)."""
         return self.steps.predict(features)
 
-    def learn_stages(self, shape: Shape, heads: Sequence[float], computed_s: Sequence[float],
-                     predicted_s: Sequence[float]) -> None:  # fmt: skip
-        """Seconds that each stage computed in a step, and what was predicted without any correction."""
-        for mesh, head, measured, predicted in zip(shape.stage_meshes, heads, computed_s, predicted_s, strict=True):
-            if measured > 0 and predicted > 0:
-                self.stages.add(stage_features(mesh, shape.samples / (mesh.dp or 1), head), log(measured / predicted))
+    def learn_part(self, features: Features, measured_s: float, predicted_s: float) -> None:
+        """Seconds that a part took in a step, and what was predicted without any correction."""
+        if measured_s > 0 and predicted_s > 0:
+            self.parts.add(features, log(measured_s / predicted_s))
 
     def learn_step(self, features: Features, measured_s: float, predicted_s: float) -> None:
-        """Seconds of a step, and what was predicted with the stages' corrections."""
+        """Seconds of a step, and what was predicted with the parts' corrections."""
         self.steps.add(features, log(measured_s / predicted_s))
-
-
-def stage_features(mesh: MeshRequest, samples: float, head: float) -> Features:
-    """What the time of a stage may depend on beside its prediction; ``head`` is the share of it that is the head."""
-    chip = str(mesh.chip)
-    return {
-        ("chip", chip): 1.0,
-        ("tp", chip): log2(mesh.tp),
-        ("samples", chip): log2(max(samples, 1e-9)),
-        ("head", chip): head,
-    }
-
-
-def step_features(settings: Settings, shape: Shape | None) -> Features:
-    """What the time of a step may depend on beside its prediction."""
-    found: dict[tuple[Any, ...], float] = {("step",) if shape is not None else ("unknown",): 1.0}
-    for name, value in settings:
-        found["setting" if shape is not None else "choice", name, str(value)] = 1.0
-    if shape is not None:
-        found["stages",] = log2(len(shape.stage_meshes))
-        found["samples",] = log2(shape.samples)
-        found["recompute", recompute_words(shape.recompute)] = 1.0
-        found["sharded", shape.distributed_optimizer] = 1.0
-        if shape.virtual_stages > 1:
-            found["virtual",] = log2(shape.virtual_stages)
-    return found

@@ -41,8 +41,6 @@ class Need:
 def needs_of(point: Point, forecast: Forecast) -> tuple[Need, ...]:
     """Of every stage of a candidate."""
     shape = point.shape
-    if shape is None:
-        return ()
     outlook = forecast.look(shape, point.split)
     m = outlook.pipeline.num_micro_batches
     selective = shape.recompute is not None and shape.recompute[0].granularity == "selective"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 
 from flagvega.plan.profile import LayerRow, Profile, validity_of
+from flagvega.tune.features import correction
 from flagvega.tune.forecast import Forecast
 from flagvega.tune.learn import Model
 from flagvega.tune.shape import Point, degrees_of
@@ -16,15 +17,15 @@ def learned_profile(model: Model, forecast: Forecast, points: Iterable[Point]) -
 
     A trial times whole stages; what of them is the head and what is layers, the model tells apart.
     """
+    corrected = correction(model)
     problem, rows = forecast.problem, dict[tuple[object, ...], LayerRow]()
     for point in points:
-        for mesh in point.shape.meshes if point.shape is not None else ():
+        for mesh in point.shape.meshes:
             side, its = forecast.side(mesh), degrees_of(mesh)
-            assert point.shape is not None
             samples = point.shape.samples // its.dp
             kinds = ("embedding", *dict.fromkeys(problem.stage_costs(point.shape.samples).layer_kinds), "head")
             for kind in kinds:
-                factor = model.stage_factor(mesh, samples, 1.0 if kind == "head" else 0.0)
+                factor = corrected(mesh, samples, 1.0 if kind == "head" else 0.0)
                 row = LayerRow(
                     str(mesh.chip), its.tp, samples,
                     factor * problem.costs.forward_s(side.group, kind, its, samples),

@@ -19,10 +19,11 @@ from flagvega.plan.layouts import cuts_across_hosts, make_request
 from flagvega.plan.planner import pose
 from flagvega.plan.space import Problem
 from flagvega.platform import find_chip
+from flagvega.tune.candidates import Settings
 from flagvega.tune.facts import Facts
 from flagvega.tune.forecast import Forecast
 from flagvega.tune.layouts import Tally, list_shapes
-from flagvega.tune.shape import Point, Settings, Shape, degrees_of
+from flagvega.tune.shape import Point, Shape, degrees_of
 from flagvega.tune.space import LAYOUT, Space, read_space
 
 
@@ -56,7 +57,6 @@ class Part:
     def plan(self, point: Point, engine: Engine) -> Plan:
         """The plan of a candidate; ConfigError when the engine refuses it after all."""
         shape = point.shape
-        assert shape is not None
         assert self.forecast is not None
         assert self.layout is not None
         assert self.cluster is not None

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from flagvega.errors import ConfigError, Fault
+from flagvega.tune.candidates import Seen
 from flagvega.tune.learn import Model
-from flagvega.tune.pool import Pool, Seen
-from flagvega.tune.study import Trial, decode
+from flagvega.tune.pool import Pool
+from flagvega.tune.study import Trial
 
 try:
     import optuna
@@ -103,7 +104,7 @@ class Sampled:
             else:
                 self.study.tell(self.asked[seen.index], state=state.FAIL)
             return
-        dimensions = _dimensions(decode(trial.point).values)
+        dimensions = _dimensions(trial.values)
         if any(each.params == dimensions and each.state.is_finished() and each.state != state.PRUNED
                for each in self.study.trials):  # fmt: skip
             return

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from flagvega.layout.plan import Recompute
 from flagvega.layout.request import MeshRequest
 from flagvega.plan.costs import Degrees
-
-Settings = tuple[tuple[str, Any], ...]
-"""(dimension, value) of everything that is not layout, in the order of the space."""
+from flagvega.tune.candidates import Settings, key_of, read_settings, record_settings
 
 
 @dataclass(frozen=True)
@@ -43,32 +39,46 @@ class Shape:
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate; ``shape`` is None where the layout is the YAML's own."""
+    """One candidate."""
 
-    settings: Settings = ()
-    shape: Shape | None = None
+    settings: Settings
+    """Everything that is not layout."""
+    shape: Shape
     split: tuple[int, ...] = ()
     """Layers of every stage."""
 
     @cached_property
     def values(self) -> Mapping[str, Any]:
         """Every choice by name, as a user knows it."""
-        found: dict[str, Any] = {}
-        if self.shape is not None:
-            found["meshes"] = " | ".join(words_of(mesh) for mesh in self.shape.meshes)
-            found["layers"] = "-".join(map(str, self.split))
-            found["micro_batch_size"] = self.shape.micro_batch_size
-            found["recompute"] = recompute_words(self.shape.recompute)
-            found["use_distributed_optimizer"] = self.shape.distributed_optimizer
-            if self.shape.virtual_stages > 1:
-                found["virtual_stages"] = self.shape.virtual_stages
+        found: dict[str, Any] = {
+            "meshes": " | ".join(words_of(mesh) for mesh in self.shape.meshes),
+            "layers": "-".join(map(str, self.split)),
+            "micro_batch_size": self.shape.micro_batch_size,
+            "recompute": recompute_words(self.shape.recompute),
+            "use_distributed_optimizer": self.shape.distributed_optimizer,
+        }
+        if self.shape.virtual_stages > 1:
+            found["virtual_stages"] = self.shape.virtual_stages
         return found | dict(self.settings)
 
     @cached_property
     def key(self) -> str:
         """Alike for equal choices only, in every process."""
-        text = json.dumps(self.values, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key_of(self.values)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The candidate as plain data."""
+        return {**record_settings(self.settings), "shape": asdict(self.shape), "split": list(self.split)}
+
+
+def read_point(record: Mapping[str, Any]) -> Point:
+    """A candidate from plain data."""
+    raw = record["shape"]
+    recompute = None if raw["recompute"] is None else tuple(Recompute(**part) for part in raw["recompute"])
+    meshes = tuple(MeshRequest(**mesh) for mesh in raw["meshes"])
+    shape = Shape(**{**raw, "meshes": meshes, "recompute": recompute})
+    return Point(read_settings(record), shape, tuple(record["split"]))
 
 
 def words_of(mesh: MeshRequest) -> str:

@@ -12,7 +12,7 @@ from flagvega.config.spec import Spec
 from flagvega.config.values import WrongTypeError, coerce
 from flagvega.engine import Engine
 from flagvega.errors import ConfigError, Fault
-from flagvega.tune.shape import Settings
+from flagvega.tune.candidates import Settings
 
 AUTO = "auto"
 PER_MESH = ("tp", "cp", "ep", "dp", "pp")

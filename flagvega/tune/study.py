@@ -7,59 +7,66 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from flagvega.layout.plan import Recompute
-from flagvega.layout.request import MeshRequest
 from flagvega.records import append_json_line, read_json_lines, write_text
-from flagvega.tune.shape import Point, Shape
-from flagvega.tune.trial import Status
 
 SCHEMA = 1
+Status = Literal["ok", "worse", "oom", "nan", "hang", "crash", "refused"]
 GOOD: tuple[Status, ...] = ("ok", "worse")
 """Trials that measured a time."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What is known of one trial; a line of ``trials.jsonl``."""
+class Outcome:
+    """How a trial ended."""
 
-    number: int
-    key: str
-    """Of the candidate and of everything beside it: no two trials have the same."""
-    point: Mapping[str, Any]
-    """The candidate, so that it can be built again."""
-    values: Mapping[str, Any]
-    """The candidate in words."""
     status: Status
     reason: str = ""
     time_s: float | None = None
-    """Seconds of a step: the median."""
+    """What the search makes small: the median seconds of a step."""
     half_width_s: float | None = None
+    """Of its confidence interval."""
     steps: tuple[float, ...] = ()
     tokens_per_s: float | None = None
-    predicted_s: float | None = None
-    """By the planner alone."""
-    corrected_s: float | None = None
-    """By what was known when it was chosen."""
-    memory_share: float | None = None
-    """Predicted: of the fullest device."""
     measured_memory_share: float | None = None
     """Of the fullest device, as its chip counted."""
     busy: tuple[float, ...] = ()
+    """Share of the step in which each part computes."""
     loss: float | None = None
     rank: int | None = None
     """That ran out of memory."""
-    started: float = 0.0
-    """Unix s."""
     took_s: float = 0.0
     notes: tuple[str, ...] = ()
-    schema: int = SCHEMA
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else was measured, by name: columns of the table."""
 
     @property
     def is_good(self) -> bool:
         """Whether it measured a time."""
         return self.status in GOOD and self.time_s is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Outcome):
+    """What is known of one trial; a line of ``trials.jsonl``."""
+
+    number: int = 0
+    key: str
+    """Of the candidate and of everything beside it: no two trials have the same."""
+    point: Mapping[str, Any]
+    """The candidate, so that it can be built again."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The candidate in words."""
+    predicted_s: float | None = None
+    """By the prediction alone."""
+    corrected_s: float | None = None
+    """By what was known when it was chosen."""
+    memory_share: float | None = None
+    """Predicted: of the fullest device."""
+    started: float = 0.0
+    """Unix s."""
+    schema: int = SCHEMA
 
 
 @dataclass
@@ -112,25 +119,8 @@ class Study:
 _TUPLES = ("steps", "busy", "notes")
 
 
-def encode(point: Point) -> dict[str, Any]:
-    """A candidate as plain data."""
-    shape = asdict(point.shape) if point.shape is not None else None
-    return {"settings": [list(pair) for pair in point.settings], "shape": shape, "split": list(point.split)}
-
-
-def decode(value: Mapping[str, Any]) -> Point:
-    """A candidate from plain data."""
-    settings = tuple((name, tuple(item) if isinstance(item, list) else item) for name, item in value["settings"])
-    raw = value["shape"]
-    if raw is None:
-        return Point(settings)
-    recompute = None if raw["recompute"] is None else tuple(Recompute(**part) for part in raw["recompute"])
-    meshes = tuple(MeshRequest(**mesh) for mesh in raw["meshes"])
-    return Point(settings, Shape(**{**raw, "meshes": meshes, "recompute": recompute}), tuple(value["split"]))
-
-
 def _csv(trials: list[Trial]) -> str:
-    names = list(dict.fromkeys(name for trial in trials for name in trial.values))
+    names = list(dict.fromkeys(name for trial in trials for name in (*trial.facts, *trial.values)))
     facts = ("number", "status", "time_s", "half_width_s", "tokens_per_s", "predicted_s", "corrected_s",
              "memory_share", "measured_memory_share", "took_s", "reason")  # fmt: skip
     text = io.StringIO()
@@ -138,5 +128,6 @@ def _csv(trials: list[Trial]) -> str:
     writer.writerow([*facts, *names])
     for trial in sorted(trials, key=lambda trial: (trial.time_s is None, trial.time_s or 0.0)):
         row = asdict(trial)
-        writer.writerow([*(row[name] for name in facts), *(trial.values.get(name, "") for name in names)])
+        more = {**trial.facts, **trial.values}
+        writer.writerow([*(row[name] for name in facts), *(more.get(name, "") for name in names)])
     return text.getvalue()

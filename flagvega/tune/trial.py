@@ -8,38 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flagvega.errors import ExitCode
 from flagvega.records import Lines, read_json, write_json
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.processes import kill_processes
 from flagvega.tune.measure import Limits, Measured, judge, read_steps
+from flagvega.tune.study import GOOD, Outcome, Status
 
-Status = Literal["ok", "worse", "oom", "nan", "hang", "crash", "refused"]
 VERDICT_FILE = "verdict.json"
 """Why the supervisor of a trial ended it, in the trial's folder."""
 LEAVE_S = 15.0
 """Seconds that ranks have to leave when enough is known."""
 OUT_OF_MEMORY, NOT_FINITE = "OutOfMemoryError", "NotFiniteError"
 """What ranks call these ends in their last event."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended."""
-
-    status: Status
-    reason: str = ""
-    measured: Measured | None = None
-    rank: int | None = None
-    """That ran out of memory, where one did."""
-    took_s: float = 0.0
-    notes: tuple[str, ...] = ()
 
 
 class Watcher:
@@ -116,15 +103,33 @@ def clear(directory: RunDirectory) -> None:
         kill_processes(run.token)
 
 
-def read_outcome(directory: RunDirectory, limits: Limits, took_s: float) -> Outcome:
-    """How a trial ended, from its files alone."""
+def read_outcome(directory: RunDirectory, limits: Limits, took_s: float, limit_bytes: Sequence[float] = ()) -> Outcome:
+    """How a trial ended, from its files alone; ``limit_bytes``: what a device of each stage may hold, where known."""
     run = directory.read()
     measured = read_steps(directory.metrics().read(), limits.warmup_iters)
-    word = _word(directory)
-    status, reason = _judge(directory, run, measured, word)
-    rank = _rank_without_memory(directory, run) if status == "oom" else None
-    notes = run.notes if run else ()
-    return Outcome(status, reason, measured if measured.steps else None, rank, took_s, tuple(notes))
+    status, reason = _judge(directory, run, measured, _word(directory))
+    has_time = bool(measured.steps) and status in GOOD
+    return Outcome(
+        status,
+        reason,
+        time_s=measured.typical_s if has_time else None,
+        half_width_s=min(measured.half_width_s, 1e9) if has_time else None,
+        steps=measured.steps,
+        tokens_per_s=measured.tokens_per_s if has_time else None,
+        measured_memory_share=_memory_share(measured, limit_bytes),
+        busy=measured.busy,
+        loss=measured.loss if measured.steps and measured.is_finite else None,
+        rank=_rank_without_memory(directory, run) if status == "oom" else None,
+        took_s=took_s,
+        notes=tuple(run.notes) if run else (),
+    )
+
+
+def _memory_share(measured: Measured, limit_bytes: Sequence[float]) -> float | None:
+    """Of the fullest device's memory."""
+    if not measured.steps or len(measured.peak_bytes) != len(limit_bytes):
+        return None
+    return max((peak / limit for peak, limit in zip(measured.peak_bytes, limit_bytes, strict=True)), default=0) or None
 
 
 def _judge(directory: RunDirectory, run: Run | None, measured: Measured, word: str | None) -> tuple[Status, str]:

@@ -7,28 +7,22 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from flagvega.config.spec import Spec
-from flagvega.engine import Engine
 from flagvega.errors import ConfigError, Fault, NoPlanError
-from flagvega.layout.plan import Plan
-from flagvega.tune.measure import Limits, Measured
-from flagvega.tune.pool import Pool, Seen
-from flagvega.tune.question import Part, Question
+from flagvega.tune.candidates import Point, Seen
+from flagvega.tune.pool import Pool
 from flagvega.tune.search import Guided, Order, replay
-from flagvega.tune.shape import Point
-from flagvega.tune.study import Study, Trial, encode
-from flagvega.tune.trial import Outcome
+from flagvega.tune.study import Outcome, Study, Trial
 
 MIN_GAIN = 0.001
 """A trial is better than the best when it is so by this share."""
 
-Run = Callable[[Path, Part, Plan | None, Limits], Outcome]
-"""Runs a trial in a folder; ConfigError or PreflightError when it cannot start."""
+Run = Callable[[Path, float | None], Outcome]
+"""Runs a trial in a folder; given is the best one's time so far. ConfigError when it is refused."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +63,15 @@ class Progress:
 class Tuner:
     """One search in one folder."""
 
-    question: Question
-    spec: Spec
-    engine: Engine
     progress: Progress
     base_key: str
     """Of everything that no candidate changes."""
-    run: Run
-    limits: Callable[[float | None], Limits]
-    """Limits of a trial, by the seconds a step of the best so far."""
+    make: Callable[[Seen], Run]
+    """A trial of a candidate; ConfigError when there can be none: nothing is recorded then."""
+    unit: str = "step"
+    """Whose seconds are made small."""
+    refused: Sequence[str] = ()
+    """Why there are no candidates of some kind, for whoever asks when none is left."""
     watch: Callable[[Progress], None] = lambda progress: None
 
     def search(self) -> Trial:
@@ -116,7 +110,7 @@ class Tuner:
     def _try(self, seen: Seen) -> None:
         progress = self.progress
         try:
-            plan = seen.part.plan(seen.point, self.engine) if seen.point.shape is not None else None
+            run = self.make(seen)
         except ConfigError as error:
             progress.refused.append((seen.point, error.faults[0].what))
             return
@@ -125,9 +119,8 @@ class Tuner:
         self.watch(progress)
         started = time.time()
         best = self.best
-        limits = self.limits(best.time_s / seen.part.scale if best and best.time_s else None)
         try:
-            outcome = self.run(progress.study.folder(number), seen.part, plan, limits)
+            outcome = run(progress.study.folder(number), best.time_s if best else None)
         except ConfigError as error:
             outcome = Outcome("refused", error.faults[0].what)
         finally:
@@ -161,7 +154,7 @@ class Tuner:
         """Why there is no best."""
         if not self.trials:
             faults = [Fault("no candidate is left to be tried", "experiment.auto_tuner.space")]
-            reasons = Counter(reason for _, reason in (*self.progress.refused, *self.question.refused))
+            reasons = Counter(reason for reason in (*(why for _, why in self.progress.refused), *self.refused))
             return faults + [Fault(f"{count} x {reason}") for reason, count in reasons.most_common(3)]
         # Which rank or step it was is no other reason.
         alike = {re.sub(r"\d+", "#", f"{trial.status}: {trial.reason}"): trial for trial in reversed(self.trials)}
@@ -184,41 +177,17 @@ def _since_better(trials: list[Trial]) -> int:
 
 
 def _record(number: int, key: str, seen: Seen, outcome: Outcome, started: float) -> Trial:
-    measured = outcome.measured
-    has_time = measured is not None and outcome.status in ("ok", "worse")
     return Trial(
+        **{field.name: getattr(outcome, field.name) for field in fields(Outcome)},
         number=number,
         key=key,
-        point=encode(seen.point),
+        point=seen.point.record,
         values={name: _plain(value) for name, value in seen.point.values.items()},
-        status=outcome.status,
-        reason=outcome.reason,
-        time_s=measured.typical_s * seen.part.scale if has_time and measured else None,
-        half_width_s=min(measured.half_width_s, 1e9) * seen.part.scale if has_time and measured else None,
-        steps=measured.steps if measured else (),
-        tokens_per_s=measured.tokens_per_s if has_time and measured else None,
         predicted_s=seen.predicted_s,
         corrected_s=seen.corrected_s,
         memory_share=seen.memory_share,
-        measured_memory_share=_measured_share(seen, measured) if measured else None,
-        busy=measured.busy if measured else (),
-        loss=measured.loss if measured and measured.is_finite else None,
-        rank=outcome.rank,
         started=started,
-        took_s=outcome.took_s,
-        notes=outcome.notes,
     )
-
-
-def _measured_share(seen: Seen, measured: Measured) -> float | None:
-    """Of the fullest device's memory."""
-    shape, forecast = seen.point.shape, seen.part.forecast
-    if shape is None or forecast is None or len(measured.peak_bytes) != len(shape.stage_meshes):
-        return None
-    shares = [
-        peak / forecast.limit_bytes(mesh) for peak, mesh in zip(measured.peak_bytes, shape.stage_meshes, strict=True)
-    ]
-    return max(shares) or None
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,10 +17,8 @@ from rich.text import Text
 from flagvega.report.planning import seconds
 from flagvega.report.progress import duration
 from flagvega.report.tuning import TrialRow, tuning_page
-from flagvega.tune.best import best_yaml
-from flagvega.tune.question import Question
 from flagvega.tune.search import Guided
-from flagvega.tune.study import Trial, decode
+from flagvega.tune.study import Trial
 from flagvega.tune.tuner import Progress, Tuner
 
 SHOWN = 12
@@ -53,13 +51,13 @@ class View:
             return
         trials = self._tuner.trials
         for trial in trials[self._told :]:
-            self._console.print(Text(trial_line(trial, self._tuner.best)), soft_wrap=True)
+            self._console.print(Text(trial_line(trial, self._tuner.best, self._tuner.unit)), soft_wrap=True)
         self._told = len(trials)
 
     def _render(self) -> RenderableType:
         progress, best = self._tuner.progress, self._tuner.best
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for name in ("trial", "step", "expected", "outcome", "configuration"):
+        for name in ("trial", self._tuner.unit, "expected", "outcome", "configuration"):
             table.add_column(name, overflow="fold")
         for trial in self._tuner.trials[-SHOWN:]:
             style = "bold green" if best is not None and trial.number == best.number else ""
@@ -76,7 +74,7 @@ class View:
     def _status(self, progress: Progress, best: Trial | None) -> str:
         parts = [f"{len(self._tuner.trials)} trials, {progress.pool.num_alive:,} candidates left"]
         if best is not None:
-            parts.append(f"best {seconds(best.time_s or 0.0)} a step (trial {best.number})")
+            parts.append(f"best {seconds(best.time_s or 0.0)} a {self._tuner.unit} (trial {best.number})")
         parts.append(f"{duration(progress.spent_s)} so far")
         if left := time_left_s(self._tuner):
             parts.append(f"at most {duration(left)} left")
@@ -95,14 +93,14 @@ def time_left_s(tuner: Tuner) -> float | None:
     return max(0.0, min(found)) if found else None
 
 
-def trial_line(trial: Trial, best: Trial | None) -> str:
+def trial_line(trial: Trial, best: Trial | None, unit: str) -> str:
     """A trial in one line."""
     mark = ", the best so far" if best is not None and best.number == trial.number else ""
     if trial.time_s is None:
         return f"trial {trial.number}: {trial.status}: {trial.reason} ({words(trial.values)})"
     expected = f", expected {seconds(trial.corrected_s)}" if trial.predicted_s and trial.corrected_s else ""
     slow = " (clearly slower)" if trial.status == "worse" else ""
-    return f"trial {trial.number}: {seconds(trial.time_s)} a step{slow}{expected}{mark} ({words(trial.values)})"
+    return f"trial {trial.number}: {seconds(trial.time_s)} a {unit}{slow}{expected}{mark} ({words(trial.values)})"
 
 
 def words(values: Mapping[str, object]) -> str:
@@ -117,7 +115,7 @@ def summary_lines(tuner: Tuner, best: Trial, paths: Mapping[str, Path]) -> tuple
     lines = [
         f"{len(tuner.trials)} trials of {progress.pool.num_legal:,} candidates in {duration(progress.spent_s)}: "
         f"{progress.ended}",
-        f"best: trial {best.number}, {seconds(best.time_s or 0.0)} a step, {best.tokens_per_s or 0:,.0f} tokens/s",
+        f"best: trial {best.number}, {speed(best, tuner.unit)}",
         *(f"  {name}: {value}" for name, value in best.values.items()),
     ]
     lines += (
@@ -127,40 +125,29 @@ def summary_lines(tuner: Tuner, best: Trial, paths: Mapping[str, Path]) -> tuple
     return tuple(lines)
 
 
-def tune_page(name: str, question: Question, tuner: Tuner) -> str:
-    """The report."""
+def tune_page(name: str, tuner: Tuner, counts: Sequence[tuple[str, str, str]], best_yaml: str) -> str:
+    """The report; ``counts`` are (rule, how many candidates are left after it, an example of what went)."""
     progress, best = tuner.progress, tuner.best
     rows = [
         TrialRow(
             trial.number, trial.status, trial.reason, trial.values, trial.time_s, trial.half_width_s,
             trial.tokens_per_s, trial.predicted_s, trial.corrected_s, trial.measured_memory_share or trial.memory_share,
-            best is not None and trial.number == best.number,
+            best is not None and trial.number == best.number, trial.facts,
         )
         for trial in tuner.trials
     ]  # fmt: skip
     facts = [f"{len(rows)} trials of {progress.pool.num_legal:,} candidates: {progress.ended or 'not ended'}"]
     if best is not None:
-        facts.insert(0, f"best: {seconds(best.time_s or 0)} a step, {best.tokens_per_s or 0:,.0f} tokens/s: "
-                        f"{words(best.values)}")  # fmt: skip
+        facts.insert(0, f"best: {speed(best, tuner.unit)}: {words(best.values)}")
     facts.append(time.strftime("written %F %T"))
     pruned = []
     if isinstance(progress.order, Guided):
         pruned = [(words(point.values), why) for point, why in progress.order.pruned]
     pruned += [(words(point.values), why) for point, why in progress.refused]
-    text = ""
-    if best is not None:
-        point = decode(best.point)
-        part = question.by_settings[point.settings]
-        plan = progress.study.root / "best" / "plan.json" if point.shape is not None else None
-        text = best_yaml(tuner.spec, part.spec, point, plan)
-    return tuning_page(f"tuning {name}", facts, rows, counts(question, progress), pruned[:200], text)
+    return tuning_page(f"tuning {name}", facts, rows, counts, pruned[:200], best_yaml, tuner.unit)
 
 
-def counts(question: Question, progress: Progress) -> list[tuple[str, str, str]]:
-    """(rule, how many are left after it, an example of what went)."""
-    steps = question.tally.by_rule()
-    rows = [("none: layouts before layers are split", f"{question.tally.total:,}", "")] if steps else []
-    rows += [(rule, f"{left:,}", example) for rule, left, example in steps]
-    rows.append(("with their layers and settings", f"{progress.pool.num_legal:,}", ""))
-    rows.append(("memory, predicted", f"{progress.pool.num_fitting:,}", ""))
-    return rows
+def speed(trial: Trial, unit: str) -> str:
+    """What a trial measured, in words."""
+    rate = f", {trial.tokens_per_s:,.0f} tokens/s" if trial.tokens_per_s else ""
+    return f"{seconds(trial.time_s or 0.0)} a {unit}{rate}"

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flagvega.actions.auto_tune import SHORT, trial_spec
+from flagvega.actions.trials import SHORT, trial_spec
 from flagvega.config.command import parse
 from flagvega.config.load import load_spec
 from flagvega.config.spec import Spec
@@ -30,13 +30,16 @@ from flagvega.engine import engines
 from flagvega.errors import ConfigError
 from flagvega.layout.build import even_split
 from flagvega.records import Lines, write_json
+from flagvega.tune.families import pool_of
+from flagvega.tune.history import guided
 from flagvega.tune.learn import Model
 from flagvega.tune.measure import Limits, judge, read_steps
 from flagvega.tune.pool import Pool
+from flagvega.tune.priority import grid
 from flagvega.tune.question import Question, ask
-from flagvega.tune.search import Guided, Order, grid, shuffled
-from flagvega.tune.shape import Point
-from flagvega.tune.study import Trial, decode, encode
+from flagvega.tune.search import Order, shuffled
+from flagvega.tune.shape import Point, read_point
+from flagvega.tune.study import Trial
 
 GRIDS = Path(__file__).with_name("tune_grids")
 NEAR = 1.02
@@ -96,8 +99,8 @@ def rank_large() -> None:
     """Count and rank the large space."""
     began = time.process_time()
     question = ask(LARGE.spec(), engines.get("megatron"))
-    pool = Pool(question)
-    seen = Guided(pool).next()
+    pool = pool_of(question)
+    seen = guided(pool).next()
     took = time.process_time() - began
     legal = question.tally.steps[-1][1]
     print(f"{question.tally.total:,} layouts before any rule, {legal:,} legal; {pool.num_legal:,} with their layers,")
@@ -115,8 +118,8 @@ def collect(case: Case, minutes: float) -> None:
     path = GRIDS / f"{case.name}.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["points"] if path.exists() else []
     question = ask(case.spec(), engines.get("megatron"))
-    pool = Pool(question)
-    done = {decode(row["point"]).key for row in rows}
+    pool = pool_of(question)
+    done = {read_point(row["point"]).key for row in rows}
     indexes = [index for index in range(pool.num_legal) if is_balanced(pool.point(index)[0])]
     print(f"{case.name}: {len(indexes)} points, {len(done)} done", flush=True)
     import backends.megatron.run  # noqa: F401  warm: children are forked with all of it
@@ -133,7 +136,7 @@ def collect(case: Case, minutes: float) -> None:
             row: dict[str, Any] = {"status": "refused", "reason": error.faults[0].what}
         else:
             row = _measure(part.spec, plan)
-        rows.append({"point": encode(point), "values": dict(point.values), **row})
+        rows.append({"point": point.record, "values": dict(point.values), **row})
         write_json(path, {"case": asdict(case), "points": rows})
         print(len(rows), point.values.get("meshes"), point.values.get("layers"), row.get("time_s"), row.get("notes"),
               flush=True)  # fmt: skip
@@ -141,7 +144,7 @@ def collect(case: Case, minutes: float) -> None:
     for row in [row for row in rows if row.get("notes")]:
         if time.monotonic() > deadline:
             break
-        point = decode(row["point"])
+        point = read_point(row["point"])
         part = question.by_settings[point.settings]
         again = _measure_once(part.spec, part.plan(point, engines.get("megatron")))
         print("again", point.values.get("meshes"), point.values.get("layers"), row.get("time_s"), again.get("time_s"),
@@ -271,7 +274,7 @@ def read_grid(case: Case) -> Measured:
     """
     rows = [row for row in json.loads((GRIDS / f"{case.name}.json").read_text())["points"] if not row.get("notes")]
     question = ask(case.spec(), engines.get("megatron"))
-    return Measured(case, question, {decode(row["point"]).key: row for row in rows})
+    return Measured(case, question, {read_point(row["point"]).key: row for row in rows})
 
 
 def search(grid_of: Measured, order: Order, pool: Pool) -> tuple[int, int]:
@@ -286,7 +289,7 @@ def search(grid_of: Measured, order: Order, pool: Pool) -> tuple[int, int]:
         if row is None or row["status"] == "refused":
             continue
         trial = Trial(
-            number, seen.point.key, encode(seen.point), {}, row["status"], time_s=row.get("time_s"),
+            row["status"], number=number, key=seen.point.key, point=seen.point.record, time_s=row.get("time_s"),
             busy=tuple(row.get("busy", ())),
         )  # fmt: skip
         order.learn(seen, trial)
@@ -298,7 +301,7 @@ def search(grid_of: Measured, order: Order, pool: Pool) -> tuple[int, int]:
 
 def fresh(grid_of: Measured) -> Pool:
     """The pool of a grid's measured points."""
-    pool = Pool(grid_of.question)
+    pool = pool_of(grid_of.question)
     for index in range(pool.num_legal):
         if pool.point(index)[0].key not in grid_of.points:
             pool.drop(index)
@@ -309,7 +312,7 @@ def show(case: Case, num_seeds: int) -> None:
     """A row of the table."""
     measured = read_grid(case)
     pool = fresh(measured)
-    guided, rank = search(measured, Guided(pool), pool)
+    num_guided, rank = search(measured, guided(pool), pool)
     scale = {}
     for priority in ("performance", "memory"):
         pool = fresh(measured)
@@ -330,7 +333,7 @@ def show(case: Case, num_seeds: int) -> None:
         tpe = []
     near = sum(row.get("time_s", 9e9) <= NEAR * measured.best_s for row in measured.points.values())
     chips = " + ".join(f"{count} {chip}" for chip, count in case.chips)
-    print(f"| {chips} | {len(measured.points)} | {near} | {rank} | **{guided}** | {median(at_random):g} | "
+    print(f"| {chips} | {len(measured.points)} | {near} | {rank} | **{num_guided}** | {median(at_random):g} | "
           f"{median(tpe) if tpe else '-'} | {scale['performance']} / {scale['memory']} |")  # fmt: skip
 
 
@@ -355,7 +358,7 @@ def main() -> None:
         if given.what == "collect":
             collect(case, given.minutes)
         elif given.what == "count":
-            print(case.name, Pool(ask(case.spec(), engines.get("megatron"))).num_legal)
+            print(case.name, pool_of(ask(case.spec(), engines.get("megatron"))).num_legal)
         elif (GRIDS / f"{case.name}.json").exists():
             show(case, given.seeds)
 

@@ -8,7 +8,7 @@ from flagvega.tune.shape import Point
 
 def check(point: Point, needs: tuple[Need, ...], tried: Point, tried_needs: tuple[Need, ...]) -> str | None:
     """A reason, or None; ``tried`` has run."""
-    if point.shape is None or tried.shape is None or point.settings != tried.settings:
+    if point.settings != tried.settings:
         return None
     alike = (
         point.split == tried.split

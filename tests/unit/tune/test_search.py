@@ -12,13 +12,17 @@ from flagvega.engine import engines
 from flagvega.plan.planner import estimate_plan
 from flagvega.plan.tables import profile_to_json
 from flagvega.records import write_json
+from flagvega.tune.families import pool_of
 from flagvega.tune.forecast import uncorrected
+from flagvega.tune.history import guided
 from flagvega.tune.learn import Model
 from flagvega.tune.pool import Pool
+from flagvega.tune.priority import grid
 from flagvega.tune.profile import learned_profile
 from flagvega.tune.question import Question, ask
-from flagvega.tune.search import Guided, grid, shuffled
-from flagvega.tune.study import Study, Trial, decode, encode
+from flagvega.tune.search import shuffled
+from flagvega.tune.shape import read_point
+from flagvega.tune.study import Study, Trial
 
 MEGATRON = engines.get("megatron")
 
@@ -51,12 +55,12 @@ def measure(seen, factor, noise, rng) -> Trial:
         m * stage.time_s * factor(mesh, shape.samples / mesh.dp, head) / time_s
         for mesh, stage, head in zip(shape.stage_meshes, outlook.stages, shares, strict=True)
     )
-    return Trial(1, seen.point.key, encode(seen.point), {}, "ok", time_s=time_s, busy=busy)
+    return Trial("ok", number=1, key=seen.point.key, point=seen.point.record, time_s=time_s, busy=busy)
 
 
 def trials_needed(question: Question, make_order, seed: int) -> int:
     """Trials until one is within 2 % of the best of all."""
-    factor, rng, pool = truth(seed), random.Random(seed), Pool(question)
+    factor, rng, pool = truth(seed), random.Random(seed), pool_of(question)
     order = make_order(pool)
     best = best_of(pool, factor)
     for number in range(1, 400):
@@ -70,7 +74,7 @@ def trials_needed(question: Question, make_order, seed: int) -> int:
 
 def best_of(pool: Pool, factor) -> float:
     """Seconds of the best candidate, simulated: no other has a bound below it."""
-    rows = [(time_s, row, i) for row in pool.rows
+    rows = [(time_s, row, i) for row in pool.families
             for i, time_s in enumerate(row.part.forecast.times(row.shape, row.splits, factor)[0])]  # fmt: skip
     best = float("inf")
     for bound_s, row, i in sorted(rows, key=lambda each: each[0]):
@@ -83,21 +87,21 @@ def best_of(pool: Pool, factor) -> float:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_guided_search_finds_the_best_in_few_trials_whatever_the_chips_really_are(question, seed):
-    assert trials_needed(question, Guided, seed) <= 10
+    assert trials_needed(question, guided, seed) <= 10
 
 
 def test_orders_that_know_less_need_more(question):
-    guided = [trials_needed(question, Guided, seed) for seed in range(6)]
+    with_model = [trials_needed(question, guided, seed) for seed in range(6)]
     at_random = [trials_needed(question, lambda pool, seed=seed: shuffled(pool, seed), seed) for seed in range(6)]
     by_rule = [trials_needed(question, lambda pool: grid(pool, "performance"), seed) for seed in range(6)]
 
-    assert 3 * sum(guided) < sum(at_random)
-    assert 3 * sum(guided) < sum(by_rule)
+    assert 3 * sum(with_model) < sum(at_random)
+    assert 3 * sum(with_model) < sum(by_rule)
 
 
 def test_the_time_of_many_layouts_at_once_is_a_bound_of_the_simulation_and_near_it(question):
     part, rng = question.parts[0], random.Random(1)
-    pool = Pool(question)
+    pool = pool_of(question)
     pool.predict(Model())
     ratios = []
     for index in rng.sample(range(pool.num_legal), 60):
@@ -110,7 +114,7 @@ def test_the_time_of_many_layouts_at_once_is_a_bound_of_the_simulation_and_near_
 
 
 def test_predictions_are_those_of_action_estimate(question):
-    pool, rng = Pool(question), random.Random(2)
+    pool, rng = pool_of(question), random.Random(2)
     pool.predict(Model())
     for index in rng.sample(range(pool.num_legal), 10):
         point, part = pool.point(index)
@@ -128,7 +132,7 @@ def test_interleaved_predictions_are_those_of_action_estimate(tuned):
         ),
         MEGATRON,
     )  # fmt: skip
-    pool, num = Pool(question), 0
+    pool, num = pool_of(question), 0
     pool.predict(Model())
     for index in range(pool.num_legal):
         point, part = pool.point(index)
@@ -142,8 +146,8 @@ def test_interleaved_predictions_are_those_of_action_estimate(tuned):
 
 
 def test_what_trials_taught_is_a_profile_that_the_planner_goes_by(tuned, question, tmp_path):
-    factor, rng, pool = truth(3), random.Random(3), Pool(question)
-    order, trials = Guided(pool), []
+    factor, rng, pool = truth(3), random.Random(3), pool_of(question)
+    order, trials = guided(pool), []
     for _ in range(6):
         seen = order.next()
         trials.append((seen, measure(seen, factor, 0.005, rng)))
@@ -152,11 +156,11 @@ def test_what_trials_taught_is_a_profile_that_the_planner_goes_by(tuned, questio
     profile = learned_profile(order.model, question.parts[0].forecast, points)
     write_json(tmp_path / "profile.json", profile_to_json(profile))
 
-    informed = Pool(ask(tuned(f"plan.profile={tmp_path}/profile.json"), MEGATRON))
+    informed = pool_of(ask(tuned(f"plan.profile={tmp_path}/profile.json"), MEGATRON))
     informed.predict(Model())
 
     before = [abs(log(seen.predicted_s / trial.time_s)) for seen, trial in trials]
-    indexes = [informed.find(seen.point) for seen, _ in trials]
+    indexes = [informed.find(seen.point.record) for seen, _ in trials]
     after = [
         abs(log(informed.see(index, Model(), 0.0).predicted_s / trial.time_s))
         for index, (_, trial) in zip(indexes, trials, strict=True)
@@ -165,20 +169,20 @@ def test_what_trials_taught_is_a_profile_that_the_planner_goes_by(tuned, questio
 
 
 def test_a_candidate_survives_the_record(question):
-    pool = Pool(question)
+    pool = pool_of(question)
     for index in (0, pool.num_legal // 2, pool.num_legal - 1):
         point, _ = pool.point(index)
-        assert decode(encode(point)) == point
-        assert decode(encode(point)).key == point.key
-        assert pool.find(point) == index
+        assert read_point(point.record) == point
+        assert read_point(point.record).key == point.key
+        assert pool.find(point.record) == index
 
 
 def test_a_torn_line_is_dropped_and_the_rest_counts(tmp_path, question):
-    pool = Pool(question)
+    pool = pool_of(question)
     study = Study.open(tmp_path)
     for number in (1, 2):
         point, _ = pool.point(number)
-        study.add(Trial(number, f"k-{point.key}", encode(point), dict(point.values), "ok", time_s=1.0 / number))
+        study.add(Trial("ok", number=number, key=f"k-{point.key}", point=point.record, time_s=1.0 / number))
     path = tmp_path / "trials.jsonl"
     whole = path.read_bytes()
 

@@ -1,0 +1,45 @@
+"""FlagScale's order: its grid as written out, or sorted by its keys for memory or performance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from flagvega.tune.pool import Pool
+from flagvega.tune.search import Listed, listed
+from flagvega.tune.shape import Point, Shape
+
+
+def grid(pool: Pool, priority: str | None) -> Listed:
+    """As written out, or sorted; candidates that are no layouts stay as they are written."""
+    return listed(pool, None if priority is None else _PRIORITIES[priority])
+
+
+def _by_memory(point: object) -> tuple[float, ...]:
+    """What needs least first: with recompute, large tp, sequences cut, small micro-batches, large pp, small dp."""
+    if not isinstance(point, Point):
+        return ()
+    return (*_common(point.shape), point.shape.meshes[0].dp or 1, -point.shape.distributed_optimizer)
+
+
+def _by_performance(point: object) -> tuple[float, ...]:
+    """FlagScale's guess at speed: no recompute, then as for memory, but large dp and few layers computed again."""
+    if not isinstance(point, Point):
+        return ()
+    recomputes, *common = _common(point.shape)
+    depth = max((part.num_layers or 0 for part in point.shape.recompute or ()), default=0)
+    return (-recomputes, *common, -(point.shape.meshes[0].dp or 1), depth)
+
+
+def _common(shape: Shape) -> tuple[float, ...]:
+    """The keys that both orders have; of several meshes the largest tp and all stages count."""
+    recomputes = bool(shape.recompute and shape.recompute[0].granularity)
+    meshes = shape.meshes
+    return (
+        -recomputes, -max(mesh.tp for mesh in meshes), -any(mesh.sp for mesh in meshes), shape.micro_batch_size,
+        -sum(mesh.pp for mesh in meshes),
+    )  # fmt: skip
+
+
+_PRIORITIES: Mapping[str, Callable[[object], tuple[float, ...]]] = {
+    "memory": _by_memory, "performance": _by_performance,
+}  # fmt: skip
