@@ -28,7 +28,7 @@ class Command:
     metrics: Mapping[str, str] = field(default_factory=dict)
     """What its ``/metrics`` calls these, any of which may be missing: ``running``, ``waiting``, ``kv_share``,
     ``requests``, ``prompt_tokens``, ``output_tokens``, ``prefix_queries``, ``prefix_hits``, ``first_token_s``,
-    ``per_token_s``."""
+    ``per_token_s``; and ``cache_tokens``, a label: the tokens that its cache holds."""
 
 
 class Server(Backend, Protocol):

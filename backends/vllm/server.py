@@ -37,6 +37,7 @@ METRICS: Final[Mapping[str, str]] = {
     "prefix_hits": "vllm:prefix_cache_hits_total",
     "first_token_s": "vllm:time_to_first_token_seconds",
     "per_token_s": "vllm:request_time_per_output_token_seconds",
+    "cache_tokens": "kv_cache_size_tokens",
 }
 
 

@@ -100,9 +100,12 @@ def dryrun(call: Call) -> Answer:
     return Answer(document, (*_shown(decision.plan, commands), "\nNothing was started."))
 
 
-def decide(call: Call) -> Decision:
-    """Instances, their places and their commands; ConfigError with all that is wrong."""
-    spec, server = call.spec, call.server
+def decide(call: Call, given: Spec | None = None) -> Decision:
+    """Instances, their places and their commands; ConfigError with all that is wrong.
+
+    ``given`` stands in place of the spec of the call.
+    """
+    spec, server = given or call.spec, call.server
     faults = list(server.check(spec))
     if faults:
         raise ConfigError(faults)

@@ -39,10 +39,10 @@ def is_healthy(url: str) -> bool:
     return True
 
 
-def fetch_text(url: str, timeout_s: float) -> str | None:
+def fetch_text(url: str, timeout_s: float, key_env: str | None = None) -> str | None:
     """What is there; None when nothing answers."""
     try:
-        return _ask(url, None, timeout_s, None).decode(errors="replace")
+        return _ask(url, None, timeout_s, key_env).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return None
 
