@@ -19,7 +19,8 @@ def act(call: Call) -> Answer:
     target = Path(os.path.abspath(options["to"])) if "to" in options else call.spec.exp_dir / FOLDER
     given = Path(options["checkpoint"]) if "checkpoint" in options else None
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=call.console, transient=True, disable=call.json) as progress:
+    is_silent = call.json or not call.console.is_terminal
+    with Progress(*columns, console=call.console, transient=True, disable=is_silent) as progress:
         task = progress.add_task("converting", total=1.0)
         written = call.engine.export(
             call.spec, given, target, options.get("dtype"), lambda share: progress.update(task, completed=share)
