@@ -76,7 +76,7 @@ def read_space(spec: Spec, engine: Engine) -> Space:
             else:
                 fix = f"a key of the layout ({', '.join(LAYOUT)}), an engine argument, env.NAME, or bridge.KEY"
                 faults.append(Fault(f"'{name}' is no dimension", where, fix))
-        except _UnreadableError as error:
+        except UnreadableError as error:
             faults.append(Fault(str(error), where))
     if faults:
         raise ConfigError(faults)
@@ -105,8 +105,8 @@ def flatten(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-class _UnreadableError(ValueError):
-    pass
+class UnreadableError(ValueError):
+    """Values that cannot be a dimension's."""
 
 
 def read_values(value: Any) -> Values:
@@ -115,7 +115,7 @@ def read_values(value: Any) -> Values:
         return None
     if isinstance(value, list):
         if not value:
-            raise _UnreadableError("an empty list leaves nothing to choose")
+            raise UnreadableError("an empty list leaves nothing to choose")
         return tuple(dict.fromkeys(tuple(item) if isinstance(item, list) else item for item in value))
     if isinstance(value, Mapping):
         return _range(value)
@@ -124,17 +124,17 @@ def read_values(value: Any) -> Values:
 
 def _range(value: Mapping[str, Any]) -> tuple[int, ...]:
     if not {"from", "to"} <= value.keys() <= {"from", "to", "step", "factor"} or len(value) > 3:
-        raise _UnreadableError("a range is {from: 1, to: 8}, with step: or factor: where it is not 1")
+        raise UnreadableError("a range is {from: 1, to: 8}, with step: or factor: where it is not 1")
     if not all(isinstance(number, int) and number > 0 for number in value.values()):
-        raise _UnreadableError("a range has whole numbers above 0")
+        raise UnreadableError("a range has whole numbers above 0")
     if value.get("factor") == 1:
-        raise _UnreadableError("factor is at least 2")
+        raise UnreadableError("factor is at least 2")
     found, number = [], value["from"]
     while number <= value["to"]:
         found.append(number)
         number = number * value["factor"] if "factor" in value else number + value.get("step", 1)
     if not found:
-        raise _UnreadableError(f"there is nothing from {value['from']} to {value['to']}")
+        raise UnreadableError(f"there is nothing from {value['from']} to {value['to']}")
     return tuple(found)
 
 
@@ -148,14 +148,14 @@ def _read_layout(name: str, value: Any) -> Values:
         return None
     if name in FLAGS:
         if wrong := [item for item in values if not isinstance(item, bool)]:
-            raise _UnreadableError(f"'{name}' is true or false, not {wrong[0]!r}")
+            raise UnreadableError(f"'{name}' is true or false, not {wrong[0]!r}")
     elif name in (*DEGREES, MICRO_BATCH, VIRTUAL, "recompute_num_layers"):
         if wrong := [item for item in values if not isinstance(item, int) or item < 1]:
-            raise _UnreadableError(f"'{name}' is a whole number above 0, not {wrong[0]!r}")
+            raise UnreadableError(f"'{name}' is a whole number above 0, not {wrong[0]!r}")
     elif name in RECOMPUTE:
         known = ("full", "selective") if name == "recompute_granularity" else ("uniform", "block")
         if wrong := [item for item in values if item not in known]:
-            raise _UnreadableError(f"'{name}' is {' or '.join(known)}, not {wrong[0]!r}")
+            raise UnreadableError(f"'{name}' is {' or '.join(known)}, not {wrong[0]!r}")
     return values
 
 
@@ -164,10 +164,10 @@ def _read_meshes(value: Any) -> Values:
     if value == AUTO:
         return None
     if not isinstance(value, list) or not value or len(value) % len(PER_MESH):
-        raise _UnreadableError(f"'{MESHES}' is auto, or five entries a mesh: {', '.join(PER_MESH)}")
+        raise UnreadableError(f"'{MESHES}' is auto, or five entries a mesh: {', '.join(PER_MESH)}")
     entries = tuple(read_values(entry) for entry in value)
     if wrong := [item for entry in entries for item in entry or () if not isinstance(item, int) or item < 1]:
-        raise _UnreadableError(f"'{MESHES}' has whole numbers above 0, not {wrong[0]!r}")
+        raise UnreadableError(f"'{MESHES}' has whole numbers above 0, not {wrong[0]!r}")
     return (entries,)
 
 
@@ -181,12 +181,12 @@ def _typed(name: str, values: Values, keys: Mapping[str, Any]) -> tuple[Any, ...
         kind = getattr(keys.get(name), "type", None)
         choices = getattr(keys.get(name), "choices", ())
         if kind != "bool" and not choices:
-            raise _UnreadableError(f"'auto' has no meaning for '{name}': write its values")
+            raise UnreadableError(f"'auto' has no meaning for '{name}': write its values")
         return tuple(choices) or (False, True)
     if name not in keys:
         return values
     try:
         found = [coerce(keys[name].type, list(item) if isinstance(item, tuple) else item) for item in values]
     except WrongTypeError as error:
-        raise _UnreadableError(f"'{name}' cannot be one of {list(values)}") from error
+        raise UnreadableError(f"'{name}' cannot be one of {list(values)}") from error
     return tuple(tuple(item) if isinstance(item, list) else item for item in found)

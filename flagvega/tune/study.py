@@ -40,6 +40,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else was measured, by name: columns of the table."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What only the model learns from."""
 
     @property
     def is_good(self) -> bool:
