@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ from flagvega.layout.serving import ServePlan, serve_plan_to_json
 from flagvega.records import read_json
 from flagvega.report.batch import BatchView
 from flagvega.report.progress import duration
-from flagvega.run.directory import Run
+from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.prepare import prepare, start_detached
 from flagvega.run.supervisor import Supervisor
 from flagvega.serve.batch import BATCH_FILE, RESULT_FILE, count_done
@@ -56,13 +57,7 @@ def run(call: Call) -> Answer:
         watch["num_prompts"] = len(prompts)
         if len(count_done(decision.launch.run_dir / RESULT_FILE, prompts)) == len(prompts):
             return _all_done(decision.launch.run_dir / RESULT_FILE, len(prompts))
-    faults = [*call.server.check_host(), *_check_ports(decision), *check_devices(decision.cluster.nodes[0])]
-    if missing := call.server.check_files(decision.spec, decision.plan.instances):
-        raise ConfigError(missing)
-    if faults:
-        raise PreflightError(faults)
-    config = yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
-    directory = prepare(decision.launch, decision.spec.name, watch, {"config.yaml": config})
+    directory = ready(call, decision, watch)
     commands = next_commands(directory.root)
     environ = {**os.environ, **secrets(decision.launch, 0)}
     if call.flag("detach"):
@@ -76,6 +71,21 @@ def run(call: Call) -> Answer:
     finally:
         directory.lock.release()
     return Answer(_summary(ended, directory.root), _ended(ended, view), ended.exit_code or 0)
+
+
+def ready(call: Call, decision: Decision, watch: Mapping[str, Any]) -> RunDirectory:
+    """Check this host, take the run directory and write its files.
+
+    :raises ConfigError: when a model is not there or the chips do not compute it.
+    :raises PreflightError: when the host is not ready.
+    """
+    faults = [*call.server.check_host(), *_check_ports(decision), *check_devices(decision.cluster.nodes[0])]
+    if missing := call.server.check_files(decision.spec, decision.plan.instances):
+        raise ConfigError(missing)
+    if faults:
+        raise PreflightError(faults)
+    config = yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
+    return prepare(decision.launch, decision.spec.name, watch, {"config.yaml": config})
 
 
 def dryrun(call: Call) -> Answer:
