@@ -33,6 +33,7 @@ OPTIONS: Mapping[str, str] = {
     "checkpoint": "what action=convert reads: a checkpoint, or a folder of them (the run's own, the newest good one)",
     "dtype": "fp32, bf16 or fp16: the element type that action=convert writes (that of the run)",
     "micro_batches": "samples of a rank at which action=profile measures (1,2,4)",
+    "tp": "1,2: tensor parallelism at which action=profile measures services (their own)",
     "merge": "a.json,b.json: action=env makes one cluster file of what it printed (output=json) on several hosts",
     "construct": "false: dryrun does not ask the engine's own classes, which takes seconds",
     "debug": "true: show the traceback of a mistake",
@@ -75,7 +76,7 @@ class Call:
     def engine(self) -> Engine:
         """The engine that trains."""
         if self.serves:
-            fix = "actions for serving: run, dryrun, stop, status, logs"
+            fix = "actions for serving: run, dryrun, profile, plan, stop, status, logs"
             raise ConfigError(Fault("the task is to serve, and this action is for training", "experiment.task", fix))
         return engines.get(self.draft.backend)
 

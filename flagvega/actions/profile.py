@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flagvega.actions import serve_profile
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import Decision
 from flagvega.actions.follow import environment, ready
@@ -32,6 +33,8 @@ FOLDER = "profile"
 
 def act(call: Call) -> Answer:
     """Measure what is not measured yet, and write ``<exp_dir>/profile.json``."""
+    if call.serves:
+        return serve_profile.act(call)
     spec = call.spec
     folder = Path(os.path.abspath(spec.exp_dir)) / FOLDER
     probe, valid = pose(call, spec)

@@ -24,10 +24,7 @@ def place(spec: Spec) -> tuple[Cluster, ServePlan]:
 
     :raises ConfigError: when there are more instances than devices, or hosts.
     """
-    cluster = find_cluster(spec, _request(spec))
-    if len(cluster.nodes) != 1:
-        what = f"services run on one host, and the cluster has {len(cluster.nodes)}"
-        raise ConfigError(Fault(what, "cluster", "start each host's services there"))
+    cluster = find_host(spec)
     free = _by_chip(cluster.nodes[0])
     instances: list[Instance] = []
     faults: list[Fault] = []
@@ -47,6 +44,18 @@ def place(spec: Spec) -> tuple[Cluster, ServePlan]:
     if faults:
         raise ConfigError(faults)
     return cluster, ServePlan(tuple(instances))
+
+
+def find_host(spec: Spec) -> Cluster:
+    """The host that services run on, as a cluster of one.
+
+    :raises ConfigError: when there are several.
+    """
+    cluster = find_cluster(spec, _request(spec))
+    if len(cluster.nodes) != 1:
+        what = f"services run on one host, and the cluster has {len(cluster.nodes)}"
+        raise ConfigError(Fault(what, "cluster", "start each host's services there"))
+    return cluster
 
 
 def check_port(host: str, port: int, key: str) -> list[Fault]:

@@ -1,0 +1,55 @@
+"""Tables of what instances can do, and a line for each measurement as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from flagvega.report.planning import seconds
+from flagvega.serve.curve import ServeProfile, curve_of
+
+
+def answer_line(answer: Mapping[str, Any]) -> str:
+    """One measurement in words; empty where there is nothing to tell."""
+    if answer["what"] == "limits":
+        found = {"prompt and answer": answer["max_tokens"], "cache": answer["cache_tokens"]}
+        return ", ".join(f"{name} {number:,} tokens" for name, number in found.items() if number)
+    if answer["what"] == "reading":
+        return f"prompt of {answer['number']:>5} tokens: first token after {seconds(answer['first_token_s'])}"
+    if answer["what"] == "level":
+        rate = f"{answer['tokens_per_s']:,.1f} tokens/s in all"
+        return f"{answer['number']:>4} at once: a token every {seconds(answer['step_s'])}, {rate}"
+    return ""
+
+
+def levels_table(profile: ServeProfile) -> Table:
+    """A row for each number of sequences at once."""
+    names = ("service", "instance", "at once", "between tokens", "tokens/s", "first token")
+    table = Table(*names, title="sequences at once", title_justify="left", box=SIMPLE_HEAD)
+    for row in profile.instances:
+        for level in row.levels:
+            table.add_row(
+                row.service, row.name, str(level.sequences), seconds(level.step_s), f"{level.tokens_per_s:,.1f}",
+                seconds(level.first_token_s),
+            )  # fmt: skip
+        table.add_section()
+    return table
+
+
+def readings_table(profile: ServeProfile) -> Table:
+    """A row for each instance: what reading prompts takes."""
+    table = Table("service", "instance", "prompts", "first token of a short one", "prompt and answer", "cache",
+                  title="prompts", title_justify="left", box=SIMPLE_HEAD)  # fmt: skip
+    for row in profile.instances:
+        slope = curve_of(row).prompt_token_s
+        rate = f"{1 / slope:,.0f} tokens/s" if slope else "too fast to tell"
+        table.add_row(row.service, row.name, rate, seconds(row.readings[0].first_token_s), _tokens(row.max_tokens),
+                      _tokens(row.cache_tokens))  # fmt: skip
+    return table
+
+
+def _tokens(number: int | None) -> str:
+    return f"{number:,} tokens" if number else "unknown"
