@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from flagvega.config.spec import Service, Spec
@@ -43,8 +44,14 @@ class Server(Backend, Protocol):
     def warnings(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[str]:
         """What a user should know and nothing stops at."""
 
-    def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
-        """What starts an instance, of ``num_on_host`` that share its host."""
+    def shares(self, service: Service, services: Sequence[Service]) -> bool:
+        """Whether others of the ``services`` read prompts for its instances, or write answers after them."""
+
+    def command(self, service: Service, instance: Instance, num_on_host: int, handover: Path | None = None) -> Command:
+        """What starts an instance, of ``num_on_host`` that share its host.
+
+        ``handover`` is a folder for what passes between instances that share requests; None: it does all of its own.
+        """
 
     def bench(self) -> Command:
         """What starts the engine's own benchmark, which :class:`flagvega.serve.load.Bench` talks to.

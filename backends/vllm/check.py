@@ -27,7 +27,7 @@ def check_services(spec: Spec) -> list[Fault]:
         for name in ("tensor_parallel_size", "pipeline_parallel_size", "port", "max_num_seqs"):
             value = service.arguments.get(name)
             if value is not None and value < 1:
-                faults.append(Fault(f"'{name}' is {value}", _where(spec, service, name), "legal: more than 0"))
+                faults.append(Fault(f"'{name}' is {value}", where_of(spec, service, name), "legal: more than 0"))
     return faults
 
 
@@ -35,7 +35,7 @@ def check_files(spec: Spec, instances: Sequence[Instance]) -> list[Fault]:
     """Models that are not on this host (nothing is downloaded), or that its chips' vLLM does not compute."""
     faults = []
     for service in spec.services:
-        model, where = Path(str(service.arguments["model"])).expanduser(), _where(spec, service, "model")
+        model, where = Path(str(service.arguments["model"])).expanduser(), where_of(spec, service, "model")
         if not (model / "config.json").is_file():
             what = f"no model in {model}: a folder with config.json is wanted"
             fix = "models must be local; action=convert makes such a folder from a checkpoint"
@@ -67,7 +67,7 @@ def check_instances(spec: Spec, instances: Sequence[Instance]) -> list[Fault]:
         serving = find_serving(instance.chip)
         if serving is None:
             what = f"no vLLM is known for chip '{instance.chip}'"
-            faults.append(Fault(what, _where(spec, service, "model"), f"chips with one: {', '.join(_known())}"))
+            faults.append(Fault(what, where_of(spec, service, "model"), f"chips with one: {', '.join(_known())}"))
             continue
         for refusal in serving.refused:
             if all(_holds(service.arguments.get(name), wanted) for name, wanted in refusal.when.items()):
@@ -93,7 +93,7 @@ def warnings_of(spec: Spec, instances: Sequence[Instance]) -> list[str]:
             found.append(f"arguments were checked against vLLM {VLLM}; {chip} runs that of {serving.package}")
     for service in spec.services:
         if service.arguments.get("trust_remote_code"):
-            where = _where(spec, service, "trust_remote_code")
+            where = where_of(spec, service, "trust_remote_code")
             found.append(f"{where}: Python in the model's folder will be run")
     return found
 
@@ -116,9 +116,10 @@ def _holds(value: Any, wanted: Any) -> bool:
 def _refusal(spec: Spec, service: Service, chip: str, refusal: Refusal) -> Fault:
     given: Mapping[str, Any] = {name: service.arguments[name] for name in refusal.when}
     shown = " with ".join(f"{name}: {str(value).lower()}" for name, value in given.items())
-    where = _where(spec, service, next(iter(given)))
+    where = where_of(spec, service, next(iter(given)))
     return Fault(f"vLLM on {chip} refuses {shown}", where, f"its reason: {refusal.reason}")
 
 
-def _where(spec: Spec, service: Service, name: str) -> str:
+def where_of(spec: Spec, service: Service, name: str) -> str:
+    """Where an argument of a service is written."""
     return spec.where.get(f"{service.name}.{name}", f"serve: {service.name}")

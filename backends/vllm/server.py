@@ -8,6 +8,7 @@ from typing import Final
 
 from backends.vllm.arguments import keys, words
 from backends.vllm.check import check_files, check_instances, check_services, find_serving, warnings_of
+from backends.vllm.handover import check_pairs, check_roles, pair_arguments, pair_env, partners
 from backends.vllm.host import check_host, find_python
 from flagvega.config.keys import Key
 from flagvega.config.spec import Service, Spec
@@ -52,7 +53,7 @@ class VllmServer:
 
     def check(self, spec: Spec) -> Sequence[Fault]:
         """Faults of the services' arguments."""
-        return check_services(spec)
+        return [*check_services(spec), *check_roles(spec)]
 
     def check_host(self) -> Sequence[Fault]:
         """Whether vLLM is here."""
@@ -60,7 +61,7 @@ class VllmServer:
 
     def check_plan(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
         """What the instances' chips cannot do."""
-        return check_instances(spec, instances)
+        return [*check_instances(spec, instances), *check_pairs(spec, instances)]
 
     def check_files(self, spec: Spec, instances: Sequence[Instance]) -> Sequence[Fault]:
         """Models that are not on this host, or that the instances' chips cannot compute."""
@@ -70,16 +71,21 @@ class VllmServer:
         """What a user should know."""
         return warnings_of(spec, instances)
 
-    def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
+    def shares(self, service: Service, services: Sequence[Service]) -> bool:
+        """Whether others read prompts for it, or write answers after it."""
+        return bool(partners(service, services))
+
+    def command(self, service: Service, instance: Instance, num_on_host: int, handover: Path | None = None) -> Command:
         """vLLM's server for one instance."""
-        given = dict(service.arguments)
+        given = dict(service.arguments) | (pair_arguments(instance, handover) if handover else {})
         names = given.pop("served_model_name", None) or [service.name]
         model = str(Path(str(given.pop("model"))).expanduser().absolute())
         ours = {"model": model, "served_model_name": names, "host": instance.host, "port": instance.port}
         serving = find_serving(instance.chip)
         others = {**(serving.arguments if serving else {}), **given}
         argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in others.items() if k not in ours}))
-        return Command(argv, self._env(instance, num_on_host), names[0], metrics=METRICS)
+        env = self._env(instance, num_on_host)
+        return Command(argv, pair_env(instance, env) if handover else env, names[0], metrics=METRICS)
 
     def bench(self) -> Command:
         """vLLM's benchmark for servers."""

@@ -165,11 +165,12 @@ def _check_ports(decision: Decision) -> list[Fault]:
 
 
 def _shown(plan: ServePlan, commands: list[dict[str, object]]) -> list[RenderableType | str]:
-    table = Table("instance", "service", "chip", "devices", "tp", "pp", "endpoint", box=None)
+    table = Table("instance", "service", "role", "chip", "devices", "tp", "pp", "endpoint", box=None)
     for instance in plan.instances:
         devices = " ".join(map(str, instance.devices))
         degrees = (str(instance.tp), str(instance.pp))
-        table.add_row(str(instance.id), instance.service, instance.chip, devices, *degrees, f"{instance.url}/v1")
+        what = (str(instance.id), instance.service, instance.role, instance.chip, devices)
+        table.add_row(*what, *degrees, f"{instance.url}/v1")
     lines: list[RenderableType | str] = [table]
     for each in commands:
         env, argv = each["env"], each["argv"]

@@ -18,6 +18,7 @@ from flagvega.config.flagscale import drop_unused
 from flagvega.config.inference import read_inference
 from flagvega.config.keys import Key
 from flagvega.config.report import Report
+from flagvega.config.roles import DEPLOY, split_roles
 from flagvega.config.serving import read_services
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
@@ -63,10 +64,6 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
     if values.get("train") is not None:
         fix = "delete it, or write task.type: train"
         report.fault("train", "'train' means nothing where the task is to serve", fix)
-    deploy = dropped.get("experiment.runner.deploy")
-    if isinstance(deploy, Mapping) and deploy.get("prefill_decode_disaggregation"):
-        where = "experiment.runner.deploy.prefill_decode_disaggregation"
-        report.fault(where, "instances that only prefill or only decode are not there yet", "delete it")
     experiment = read_experiment_block(values, dropped, report)
     blocks = read_blocks(values, report)
     generate: dict[str, Any] = {}
@@ -75,6 +72,7 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
         services, paths, generate = read_inference(values.get("inference"), engine, keys_of, report)
     else:
         services, paths = read_services(values.get("serve"), keys_of, report)
+        services, paths = split_roles(services, paths, dropped.get(DEPLOY), report)
     report.raise_faults()
     assert experiment is not None
     return replace(_spec(draft, experiment, blocks, report, paths), services=services, generate=generate)

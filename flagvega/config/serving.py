@@ -10,7 +10,7 @@ from flagvega.config.arguments import take_argument
 from flagvega.config.fields import key_names, read
 from flagvega.config.keys import Key
 from flagvega.config.report import Report
-from flagvega.config.spec import Service
+from flagvega.config.spec import Role, Service
 from flagvega.config.values import describe
 from flagvega.errors import ConfigError
 
@@ -32,6 +32,10 @@ class Resources:
     """FlagScale's: devices of an instance. They follow from its tensor and pipeline parallelism, which must agree."""
     num_cpus: int | None = field(default=None, metadata={"minimum": 0})
     """FlagScale's; an instance on CPUs gets its share of the host's cores."""
+    min_replicas: int | None = field(default=None, metadata={"minimum": 0})
+    """FlagScale's least number when it scales by load: read, and not used. There are always `num_replicas`."""
+    max_replicas: int | None = field(default=None, metadata={"minimum": 1})
+    """FlagScale's largest number when it scales by load: read, and not used."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class ServeEntry:
     """FlagScale's description of a benchmark; nothing reads it yet."""
     chip: str | None = None
     """Kind of chip that it runs on; without it, the first that is free."""
+    role: Role = "both"
+    """What its instances do of a request: `prefill` reads the prompt, `decode` writes the answer."""
 
 
 def read_services(
@@ -111,7 +117,8 @@ def _service(
                 report.unknown(f"{prefix}.{key}", keys, f"among the arguments of {entry.engine}")
             elif value is not None:
                 take_argument(keys[name], value, f"{prefix}.{key}", arguments, where, report)
-    service = Service(entry.serve_id, entry.engine, arguments, entry.resources.num_replicas, entry.chip)
+    number = entry.resources.num_replicas
+    service = Service(entry.serve_id, entry.engine, arguments, number, entry.chip, entry.role)
     devices, asked = service.num_devices, entry.resources.num_gpus
     if asked and keys and asked != devices:
         what = f"num_gpus is {asked}, but tensor_parallel_size x pipeline_parallel_size is {devices}"

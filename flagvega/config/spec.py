@@ -55,6 +55,9 @@ class Commands:
     """Shell text run on each host after its ranks have ended."""
 
 
+Role = Literal["both", "prefill", "decode"]
+
+
 @dataclass(frozen=True)
 class Service:
     """A model behind an engine, in one or several instances alike."""
@@ -65,6 +68,8 @@ class Service:
     """Engine arguments that the user gave, of the types that the engine's keys have."""
     num_replicas: int = 1
     chip: str | None = None
+    role: Role = "both"
+    """What its instances do of a request: read the prompt, write the answer, or both."""
 
     @property
     def tp(self) -> int:

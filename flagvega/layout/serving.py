@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
+
+from flagvega.config.spec import Role
 
 SCHEMA = 1
 
@@ -27,7 +29,7 @@ class Instance:
     host: str
     """Address that it listens at."""
     port: int
-    role: Literal["both"] = "both"
+    role: Role = "both"
 
     @property
     def url(self) -> str:

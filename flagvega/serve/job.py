@@ -19,6 +19,8 @@ from flagvega.server import Server
 PLAN_FILE = "plan.json"
 SERVE_FILE = "job/serve.json"
 GATEWAY_FILE = "job/gateway.json"
+HANDOVER = "serve/handover"
+"""What passes between instances that share requests; gone when the run has ended."""
 
 
 def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> Job:
@@ -26,7 +28,9 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
     services = {service.name: service for service in spec.services}
     instances: list[dict[str, Any]] = []
     for instance in plan.instances:
-        command = server.command(services[instance.service], instance, len(plan.instances))
+        service = services[instance.service]
+        handover = spec.exp_dir.absolute() / HANDOVER if server.shares(service, spec.services) else None
+        command = server.command(service, instance, len(plan.instances), handover)
         # The user's own variables come through the keeper, and before ours; secrets among them are in no file.
         env = {name: value for name, value in command.env.items() if name not in spec.envs}
         place = {"id": instance.id, "url": instance.url, "service": instance.service, "chip": instance.chip}
@@ -40,7 +44,7 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
         env=source_path() | dict(spec.envs),
         is_launcher=True,
     )
-    kept: dict[str, Any] = {"name": spec.name, "instances": instances}
+    kept: dict[str, Any] = {"name": spec.name, "instances": instances, "scratch": [HANDOVER]}
     files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: kept}
     if spec.generate:
         kept["batch"] = [sys.executable, "-P", "-m", "flagvega.serve.batch", "--run-dir", run_dir]
@@ -71,7 +75,7 @@ def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:
     """The gateway's own file: what the YAML says, and the instances."""
     slots = {service.name: service.arguments.get("max_num_seqs") for service in spec.services}
     instances = [
-        {"id": each.id, "url": each.url, "chip": each.chip}
+        {"id": each.id, "url": each.url, "chip": each.chip, "role": each.role}
         | ({"slots": slots[each.service]} if slots[each.service] else {})
         for each in plan.instances
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,6 +159,7 @@ class Keeper:
         self.batch: subprocess.Popen[bytes] | None = None
         gateway = read.get("gateway")
         self.gateway = gateway and Kept(gateway, run_dir / "events" / "gateway.jsonl", logs / "gateway.log")
+        self.scratch = [run_dir / name for name in read.get("scratch", [])]
         self.asked: int | None = None
         self.has_endpoint = False
         url = gateway and gateway["url"]
@@ -167,6 +169,7 @@ class Keeper:
         """Serve until asked to stop, or until one cannot be kept."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "asked", int(ExitCode.TERMINATED)))
+        self._clear()
         for each in self._all():
             each.start()
         self.observer.start()
@@ -206,12 +209,18 @@ class Keeper:
             if self.gateway.state == "failed":
                 reason = f"the gateway: {self.gateway.trouble}; its log: {self.gateway.log_file}"
         _drain(self.instances)
+        self._clear()
         for each in self.instances:
             failed = each.state == "failed" or bool(self.gateway and self.gateway.state == "failed")
             its = code if failed or code != ExitCode.INTERNAL else int(ExitCode.TERMINATED)
             each.tell("exit", code=its, reason=each.trouble if each.state == "failed" else reason)
         self.observer.close("failed" if code == ExitCode.INTERNAL else "done" if code == ExitCode.DONE else "stopped")
         return 0 if code != ExitCode.INTERNAL else code
+
+    def _clear(self) -> None:
+        """Remove what instances leave to each other."""
+        for folder in self.scratch:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _drain(kept: Sequence[Kept]) -> None:

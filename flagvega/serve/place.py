@@ -39,7 +39,19 @@ def place(spec: Spec) -> tuple[Cluster, ServePlan]:
             host = str(service.arguments.get("host") or LOOPBACK)
             where = next(ports)
             instances.append(
-                Instance(len(instances), service.name, replica, chip, 0, devices, service.tp, service.pp, host, where)
+                Instance(
+                    len(instances),
+                    service.name,
+                    replica,
+                    chip,
+                    0,
+                    devices,
+                    service.tp,
+                    service.pp,
+                    host,
+                    where,
+                    service.role,
+                )
             )
     if faults:
         raise ConfigError(faults)

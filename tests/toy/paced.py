@@ -22,6 +22,8 @@ BLOCK = 64
 class Sequence:
     prompt: str
     max_tokens: int
+    is_read: bool = False
+    """Whether another toy has read its prompt."""
     tokens: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     made: int = 0
     gone: bool = False
@@ -34,7 +36,7 @@ class Toy:
         self.waiting: deque[Sequence] = deque()
         self.known: set[str] = set()
         self.wake = asyncio.Event()
-        self.done = self.cancelled = self.read_tokens = self.most = 0
+        self.done = self.cancelled = self.read_tokens = self.most = self.gave = self.took = 0
 
     async def work(self) -> None:
         """Step after step, like an engine with continuous batching."""
@@ -47,7 +49,7 @@ class Toy:
                 sequence = self.waiting.popleft()
                 if not sequence.gone:
                     self.running.append(sequence)
-                    new_tokens += self.unread(sequence.prompt)
+                    new_tokens += 1 if sequence.is_read else self.unread(sequence.prompt)
             if not self.running:
                 self.wake.clear()
                 await self.wake.wait()
@@ -82,7 +84,9 @@ class Toy:
         prompt = str(asked.get("messages") if chat else asked.get("prompt"))
         if "fail" in prompt and self.arguments.fails:
             return refuse(500, "as asked")
-        sequence = Sequence(prompt, int(asked.get("max_tokens") or 16))
+        transfer = asked.get("kv_transfer_params") or {}
+        sequence = Sequence(prompt, int(asked.get("max_tokens") or 16), bool(transfer.get("do_remote_prefill")))
+        self.took += sequence.is_read
         self.waiting.append(sequence)
         self.wake.set()
         try:
@@ -90,7 +94,10 @@ class Toy:
                 return await self.stream(request, sequence, chat, asked)
             text = "".join([await sequence.tokens.get() for _ in range(sequence.max_tokens)])
             self.done += 1
-            return web.json_response(whole(text, chat, usage(sequence)))
+            gives = bool(transfer.get("do_remote_decode"))
+            self.gave += gives
+            given = {"kv_transfer_params": {"do_remote_prefill": True}} if gives else {}
+            return web.json_response(whole(text, chat, usage(sequence)) | given)
         finally:
             sequence.gone = True
             self.cancelled += sequence.made < sequence.max_tokens
@@ -151,7 +158,7 @@ async def main(arguments: argparse.Namespace) -> None:
         return web.json_response({"object": "list", "data": [entry]})
 
     async def tell(request: web.Request) -> web.Response:
-        names = ("done", "cancelled", "read_tokens", "most")
+        names = ("done", "cancelled", "read_tokens", "most", "gave", "took")
         facts = {name: getattr(toy, name) for name in names}
         return web.json_response(facts | {"running": len(toy.running), "waiting": len(toy.waiting)})
 

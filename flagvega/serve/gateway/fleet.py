@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from flagvega.serve.gateway.errors import ApiError, overloaded, unavailable
 from flagvega.serve.gateway.instance import Flight, Forecast, Instance
 from flagvega.serve.gateway.lengths import UNKNOWN, Lengths
 from flagvega.serve.gateway.prefixes import BLOCK_CHARACTERS, BLOCK_TOKENS
-from flagvega.serve.gateway.question import Question
+from flagvega.serve.gateway.question import TRANSFER, Question
+from flagvega.serve.gateway.routes import Load, Route, find_routes
 from flagvega.serve.gateway.settings import Settings
 
 CHARACTERS_PER_TOKEN: Final = 4.0
@@ -28,6 +30,7 @@ class Fleet:
         self.settings = settings
         slow_start_s = settings.probing.slow_start_s
         self.instances = tuple(Instance(each, slow_start_s) for each in settings.instances)
+        self.has_roles = any(each.role != "both" for each in self.instances)
         self.draining = False
         """Whether nothing new is taken."""
         self._characters_per_token = CHARACTERS_PER_TOKEN
@@ -79,6 +82,8 @@ class Fleet:
         """
         if self.draining:
             raise unavailable("the gateway is about to stop and takes nothing new")
+        if question.names_cache and self.has_roles:
+            raise ApiError(400, f"'{TRANSFER}' is not a client's to give", param=TRANSFER)
         models = self.models()
         if not models:
             raise unavailable("no instance serves just now")
@@ -93,8 +98,8 @@ class Fleet:
             what = f"the prompt has about {tokens} tokens, and {limit} are the limit"
             raise ApiError(400, what, code="context_length_exceeded", param="prompt")
 
-    def choose(self, question: Question, tried: Collection[int]) -> tuple[Instance, float]:
-        """The instance to answer, and the tokens of the prompt that it has to read.
+    def choose(self, question: Question, tried: Collection[int]) -> Route:
+        """Who is to answer.
 
         :raises ApiError: when none is there, or all would begin too late.
         """
@@ -103,29 +108,44 @@ class Fleet:
         able = [each for each in able if each.id not in tried] or able
         if not able:
             raise unavailable(f"no instance serves '{question.model}' just now")
-        output = self.output_tokens(question)
-        found: list[tuple[Instance, float, Forecast]] = []
-        for each in able:
-            prompt = self._unread_tokens(each, question)
-            found.append((each, prompt, each.forecast(prompt, output, question.num_answers, now)))
+        load = Load(
+            unread=lambda each: self._unread_tokens(each, question),
+            output_tokens=self.output_tokens(question),
+            width=question.num_answers,
+            is_single=question.is_single,
+        )
+        found = list(find_routes(able, load, now))
         limit_s = self.settings.waiting.first_token_s
-        in_time = [entry for entry in found if entry[2].first_s <= limit_s]
+        in_time = [entry for entry in found if entry[1].first_s <= limit_s]
         if not in_time:
-            soonest_s = min(forecast.first_s for _, _, forecast in found)
+            soonest_s = min(forecast.first_s for _, forecast in found)
             what = f"all instances are busy: a first token is expected in {soonest_s:.1f} s, the limit is {limit_s:g} s"
             raise overloaded(what, soonest_s - limit_s)
-        instance, prompt, _ = _soonest(in_time)
-        instance.picked_at = now
-        return instance, prompt
+        route = _soonest(in_time)
+        route.note_picked(now)
+        return route
 
-    def begin(self, instance: Instance, question: Question, prompt_tokens: float, scope: asyncio.Timeout) -> Flight:
-        """Count a request among those that an instance works on."""
+    @contextmanager
+    def flight(
+        self, instance: Instance, question: Question, prompt_tokens: float, scope: asyncio.Timeout, reads: bool = False
+    ) -> Iterator[Flight]:
+        """While it lasts, a request is among those that an instance works on."""
+        flight = self.begin(instance, question, prompt_tokens, scope, reads)
+        try:
+            yield flight
+        finally:
+            del instance.flights[flight]
+
+    def begin(
+        self, instance: Instance, question: Question, prompt_tokens: float, scope: asyncio.Timeout, reads: bool = False
+    ) -> Flight:
+        """Count a request among those that an instance works on; ``reads``: it only reads the prompt."""
         num = instance.num_sequences
         flight = Flight(
             prompt_tokens=prompt_tokens,
-            output_tokens=self.output_tokens(question),
+            output_tokens=1.0 if reads else self.output_tokens(question),
             width=question.num_answers,
-            stream=question.stream,
+            stream=question.stream or reads,
             ahead_tokens=instance.waiting_tokens() + prompt_tokens,
             at_once=num + question.num_answers <= instance.capacity.slots,
             num_before=num,
@@ -142,8 +162,8 @@ class Fleet:
         return max(1.0, self.prompt_tokens(question) - known * size)
 
 
-def _soonest(found: Sequence[tuple[Instance, float, Forecast]]) -> tuple[Instance, float, Forecast]:
+def _soonest(found: Sequence[tuple[Route, Forecast]]) -> Route:
     """The one that finishes first; of those that are alike, the one that waited longest."""
-    best_s = min(forecast.finish_s for _, _, forecast in found)
-    alike = [entry for entry in found if entry[2].finish_s <= best_s * (1 + ALIKE)]
-    return min(alike, key=lambda entry: entry[0].picked_at)
+    best_s = min(forecast.finish_s for _, forecast in found)
+    alike = [route for route, forecast in found if forecast.finish_s <= best_s * (1 + ALIKE)]
+    return min(alike, key=lambda route: route.picked_at)

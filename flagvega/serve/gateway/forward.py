@@ -7,6 +7,8 @@ import json
 import os
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
@@ -14,9 +16,11 @@ from aiohttp import web
 
 from flagvega.serve.gateway.errors import ApiError, overloaded, unavailable
 from flagvega.serve.gateway.fleet import Fleet
+from flagvega.serve.gateway.handover import ask_to_read, ask_to_write
 from flagvega.serve.gateway.instance import Flight, Instance
 from flagvega.serve.gateway.metrics import Metrics
 from flagvega.serve.gateway.question import Question, read_question
+from flagvega.serve.gateway.routes import Route
 from flagvega.serve.gateway.stream import StreamReader
 
 FULL: Final = frozenset({429, 503})
@@ -25,6 +29,8 @@ BROKEN: Final = frozenset({500, 502, 504})
 CLIENT_LEFT: Final = 499
 """As nginx has it; nobody reads it."""
 INSTANCE_HEADER: Final = "X-Flagvega-Instance"
+READER_HEADER: Final = "X-Flagvega-Prefill"
+"""The instance that read the prompt, where it is another one."""
 REQUEST_HEADER: Final = "X-Request-Id"
 MAX_REQUEST_ID: Final = 128
 
@@ -32,9 +38,9 @@ MAX_REQUEST_ID: Final = 128
 class _LostError(Exception):
     """An instance gave no answer, and the client has seen none of it."""
 
-    def __init__(self, answer: ApiError, full: bool = False) -> None:
+    def __init__(self, instance: Instance, answer: ApiError, full: bool = False) -> None:
         super().__init__(answer.message)
-        self.answer, self.full = answer, full
+        self.instance, self.answer, self.full = instance, answer, full
 
 
 class Forwarder:
@@ -73,74 +79,112 @@ class Forwarder:
     async def _try(self, request: web.Request, question: Question) -> web.StreamResponse:
         tried: set[int] = set()
         for attempt in range(1, self.waiting.attempts + 1):
-            instance, prompt_tokens = self.fleet.choose(question, tried)
+            route = self.fleet.choose(question, tried)
             try:
-                return await self._ask(request, question, instance, prompt_tokens)
+                return await self._ask(request, question, route)
             except _LostError as error:
-                tried.add(instance.id)
-                instance.wake.set()
+                tried.add(error.instance.id)
+                error.instance.wake.set()
                 others = [each for each in self.fleet.ready() if each.id not in tried]
                 if attempt == self.waiting.attempts or (error.full and not others):
                     raise error.answer from error
-                self.metrics.retries.labels(str(instance.id)).inc()
+                self.metrics.retries.labels(str(error.instance.id)).inc()
         raise AssertionError("at least one attempt")
 
-    async def _ask(
-        self, request: web.Request, question: Question, instance: Instance, prompt_tokens: float
-    ) -> web.StreamResponse:
-        exchange = _Exchange(request, question, instance, self)
-        flight: Flight | None = None
+    async def _ask(self, request: web.Request, question: Question, route: Route) -> web.StreamResponse:
+        instance = route.writer
+        exchange = _Exchange(request, question, route, self)
         try:
             async with asyncio.timeout(None) as scope:
-                flight = self.fleet.begin(instance, question, prompt_tokens, scope)
-                return await exchange.run(flight, self._headers)
+                if route.reader:
+                    with self.fleet.flight(instance, question, route.tokens, scope):  # its place there
+                        exchange.question = await self._read(exchange, route.reader, route.reader_tokens)
+                with self.fleet.flight(instance, question, route.tokens, scope) as flight:
+                    return await exchange.run(flight, self._headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if request.transport is None or request.transport.is_closing():
                 self.metrics.left.inc()
                 return exchange.response or web.Response(status=CLIENT_LEFT)
             what = str(error) or type(error).__name__
             if exchange.response is None:
-                raise _LostError(unavailable(f"instance {instance.id} did not answer: {what}")) from error
+                raise _LostError(instance, unavailable(f"instance {instance.id} did not answer: {what}")) from error
             return await exchange.break_off(f"instance {instance.id} broke off: {instance.trouble or what}")
-        finally:
-            if flight is not None:
-                del instance.flights[flight]
+
+    async def _read(self, exchange: _Exchange, reader: Instance, tokens: float) -> Question:
+        """Have the prompt read by another instance than the one that answers; the question for the latter."""
+        try:
+            async with asyncio.timeout(None) as scope:
+                with self.fleet.flight(reader, exchange.question, tokens, scope, reads=True) as flight:
+                    return await exchange.read(reader, flight, self._headers)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            what = f"instance {reader.id} did not read the prompt: {str(error) or type(error).__name__}"
+            raise _LostError(reader, unavailable(what)) from error
 
 
 class _Exchange:
-    """One question at one instance."""
+    """One question on its route."""
 
-    def __init__(self, request: web.Request, question: Question, instance: Instance, forwarder: Forwarder) -> None:
-        self.request, self.question, self.instance = request, question, instance
+    def __init__(self, request: web.Request, question: Question, route: Route, forwarder: Forwarder) -> None:
+        self.request, self.question, self.instance = request, question, route.writer
         self.fleet, self.session, self.metrics = forwarder.fleet, forwarder.session, forwarder.metrics
         self.waiting = forwarder.waiting
         self.response: web.StreamResponse | None = None
         """What the client has seen the beginning of."""
+        self.reader: Instance | None = None
+        """Who has read the prompt, where the instance does not."""
         self.prompt_tokens = 0
+        self.began = time.monotonic()
+        self.name = request.headers.get(REQUEST_HEADER, "")[:MAX_REQUEST_ID] or uuid.uuid4().hex
 
-    async def run(self, flight: Flight, headers: dict[str, str]) -> web.StreamResponse:
-        """Ask, and pass the answer back."""
-        silence_s = self.waiting.silence_s if self.question.stream else None
+    @asynccontextmanager
+    async def _post(
+        self, instance: Instance, body: bytes, headers: dict[str, str], silence_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """What an instance answers.
+
+        :raises _LostError: when it is full or broken.
+        """
         limit = aiohttp.ClientTimeout(total=None, sock_connect=self.waiting.connect_s, sock_read=silence_s)
-        name = self.request.headers.get(REQUEST_HEADER, "")[:MAX_REQUEST_ID] or uuid.uuid4().hex
         async with self.session.post(
-            self.instance.url + self.question.path,
-            data=self.question.body,
-            headers={**headers, REQUEST_HEADER: name},
+            instance.url + self.question.path,
+            data=body,
+            headers={**headers, REQUEST_HEADER: self.name},
             timeout=limit,
             allow_redirects=False,
         ) as upstream:
             if upstream.status in FULL | BROKEN:
-                raise _LostError(
-                    _refusal(upstream.status, await upstream.read(), self.instance), upstream.status in FULL
-                )
-            about = {INSTANCE_HEADER: str(self.instance.id), REQUEST_HEADER: name}
+                refusal = _refusal(upstream.status, await upstream.read(), instance)
+                raise _LostError(instance, refusal, upstream.status in FULL)
+            yield upstream
+
+    async def read(self, reader: Instance, flight: Flight, headers: dict[str, str]) -> Question:
+        """Have the prompt read; the question for the instance that answers."""
+        async with self._post(reader, ask_to_read(self.question), headers, self.waiting.silence_s) as upstream:
+            answer = await upstream.read()
+        if upstream.status != 200:
+            return self.question  # it is wrong: the other one says so to the client
+        now = time.monotonic()
+        flight.note(1, now)
+        reader.seen_at = now
+        reader.learn(flight, 1, now)
+        tokens = _usage(answer).get("prompt_tokens")
+        self.metrics.read(reader, self.instance, tokens if isinstance(tokens, int) else 0, now - flight.started)
+        self.reader = reader
+        return ask_to_write(self.question, answer)
+
+    async def run(self, flight: Flight, headers: dict[str, str]) -> web.StreamResponse:
+        """Ask, and pass the answer back."""
+        silence_s = self.waiting.silence_s if self.question.stream else None
+        async with self._post(self.instance, self.question.body, headers, silence_s) as upstream:
+            about = {INSTANCE_HEADER: str(self.instance.id), REQUEST_HEADER: self.name}
+            if self.reader:
+                about[READER_HEADER] = str(self.reader.id)
             if upstream.status == 200 and upstream.content_type == "text/event-stream":
                 return await self._pass_stream(upstream, flight, about)
             body = await upstream.read()
             if upstream.status == 200:
                 self._count(flight, _usage(body))
-            self.metrics.answered(self.instance, upstream.status, self.prompt_tokens, flight.num_tokens)
+            self._answered(upstream.status, flight)
             kind = upstream.headers.get("Content-Type", "application/json")
             return web.Response(status=upstream.status, body=body, headers={**about, "Content-Type": kind})
 
@@ -157,7 +201,8 @@ class _Exchange:
                 held += chunk
                 if not reader.begun and not reader.finished:
                     if reader.error:
-                        raise _LostError(_refusal(502, json.dumps({"error": reader.error}).encode(), self.instance))
+                        refusal = _refusal(502, json.dumps({"error": reader.error}).encode(), self.instance)
+                        raise _LostError(self.instance, refusal)
                     continue
                 chunk = held
                 headers = {**about, "Content-Type": upstream.headers["Content-Type"], "Cache-Control": "no-cache"}
@@ -167,7 +212,7 @@ class _Exchange:
         if self.response is None or not reader.finished:
             raise aiohttp.ClientPayloadError("the stream ended too early")
         self._count(flight, reader.usage())
-        self.metrics.answered(self.instance, 200, self.prompt_tokens, flight.num_tokens)
+        self._answered(200, flight)
         await self.response.write_eof()
         return self.response
 
@@ -196,6 +241,10 @@ class _Exchange:
 
     # ---- what is learned ----
 
+    def _answered(self, status: int, flight: Flight) -> None:
+        """An answer is whole; a prompt counts where it was read."""
+        self.metrics.answered(self.instance, status, 0 if self.reader else self.prompt_tokens, flight.num_tokens)
+
     def _count(self, flight: Flight, usage: dict[str, object]) -> None:
         """Learn from an answer that is whole; what the engine counted goes before what was seen."""
         now = time.monotonic()
@@ -211,7 +260,7 @@ class _Exchange:
         if flight.first_at and flight.last_at:
             rest = flight.num_tokens / flight.width - 1
             token_s = (flight.last_at - flight.first_at) / rest if rest >= 1 else None
-            self.metrics.timed(self.instance, flight.first_at - flight.started, token_s)
+            self.metrics.timed(self.instance, flight.first_at - self.began, token_s)
 
 
 def _usage(body: bytes) -> dict[str, object]:

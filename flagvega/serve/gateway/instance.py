@@ -73,7 +73,7 @@ class Instance:
 
     def __init__(self, settings: InstanceSettings, slow_start_s: float) -> None:
         self.settings = settings
-        self.id, self.url = settings.id, settings.url.rstrip("/")
+        self.id, self.url, self.role = settings.id, settings.url.rstrip("/"), settings.role
         self.capacity = Capacity(settings)
         self.prefixes = Prefixes()
         self.flights: dict[Flight, None] = {}

@@ -65,6 +65,8 @@ class Metrics:
         self.ejected = counter("ejections", "Times that an instance was found not to serve.", "instance")
         self.first = histogram("time_to_first_token_seconds", "From the request to its first token.", FIRST_S)
         self.token = histogram("time_per_output_token_seconds", "Between tokens, after the first.", TOKEN_S)
+        self.handed = counter("prompts_handed_over", "Prompts that one instance read for another.", "reader", "writer")
+        self.reading = histogram("prompt_reading_seconds", "Reading a prompt for another instance.", FIRST_S)
         self._windows = {each.id: Window() for each in fleet.instances}
         self._since = time.monotonic()
 
@@ -78,6 +80,13 @@ class Metrics:
         window.num_requests += 1
         window.prompt_tokens += prompt_tokens
         window.output_tokens += output_tokens
+
+    def read(self, reader: Instance, writer: Instance, prompt_tokens: int, seconds: float) -> None:
+        """An instance read a prompt for another one."""
+        self.handed.labels(str(reader.id), str(writer.id)).inc()
+        self.reading.labels(str(reader.id)).observe(seconds)
+        self.prompt_tokens.labels(str(reader.id)).inc(prompt_tokens)
+        self._windows[reader.id].prompt_tokens += prompt_tokens
 
     def timed(self, instance: Instance, first_s: float, token_s: float | None) -> None:
         """How fast a streamed answer was."""
@@ -118,10 +127,10 @@ class _Gauges(Collector):
         now = time.monotonic()
         facts = [_facts(each, now) for each in self.fleet.instances]
         for name, about in _GAUGES.items():
-            family = GaugeMetricFamily(f"flagvega_{name}", about, labels=["instance", "chip"])
+            family = GaugeMetricFamily(f"flagvega_{name}", about, labels=["instance", "chip", "role"])
             for fact in facts:
                 value = fact["state"] == "ready" if name == "ready" else fact[name]
-                family.add_metric([str(fact["id"]), fact["chip"]], float(value))
+                family.add_metric([str(fact["id"]), fact["chip"], fact["role"]], float(value))
             yield family
 
 
@@ -129,6 +138,7 @@ def _facts(instance: Instance, now: float) -> dict[str, Any]:
     return {
         "id": instance.id,
         "chip": instance.settings.chip,
+        "role": instance.role,
         "state": instance.state,
         "trouble": instance.trouble,
         "requests_in_flight": len(instance.flights),

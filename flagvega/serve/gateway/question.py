@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from flagvega.serve.gateway.errors import ApiError
 from flagvega.serve.gateway.prefixes import hash_blocks
+
+TRANSFER: Final = "kv_transfer_params"
+"""Where vLLM's connectors say which cache belongs to a request."""
+_OF_PROMPT: Final = ("echo", "prompt_logprobs", "use_beam_search", "best_of")
+"""What makes an answer say something of its prompt, or be many."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Question:
     """What the answer is limited to."""
     num_answers: int
     """Sequences that are generated at once."""
+    is_single: bool
+    """Whether one instance may read the prompt and another write the answer."""
+    names_cache: bool
+    """Whether it says where the cache of its prompt is, which only the gateway may."""
 
 
 def read_question(path: str, body: bytes) -> Question:
@@ -48,6 +57,7 @@ def read_question(path: str, body: bytes) -> Question:
     if not isinstance(model, str) or not model:
         raise ApiError(400, "'model' is missing: GET /v1/models lists what is served", param="model")
     prompts = [_chat_text(value.get("messages"))] if path.endswith("/chat/completions") else _prompts(value)
+    num_answers = len(prompts) * (_count(value.get("n")) or 1)
     return Question(
         path=path,
         body=body,
@@ -57,7 +67,9 @@ def read_question(path: str, body: bytes) -> Question:
         num_ids=sum(len(prompt) for prompt in prompts if not isinstance(prompt, str)),
         blocks=hash_blocks(prompts[0]) if len(prompts) == 1 else (),
         max_tokens=_count(value.get("max_completion_tokens")) or _count(value.get("max_tokens")),
-        num_answers=len(prompts) * (_count(value.get("n")) or 1),
+        num_answers=num_answers,
+        is_single=num_answers == 1 and all(value.get(key) is None or value[key] is False for key in _OF_PROMPT),
+        names_cache=value.get(TRANSFER) is not None,
     )
 
 

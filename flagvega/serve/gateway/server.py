@@ -103,7 +103,13 @@ class Gateway:
         """How the gateway and its instances are."""
         word = "draining" if self.fleet.draining else "ready" if self.fleet.ready() else "waiting"
         instances = [
-            {"id": each.id, "state": each.state, "trouble": each.trouble, "requests_in_flight": len(each.flights)}
+            {
+                "id": each.id,
+                "role": each.role,
+                "state": each.state,
+                "trouble": each.trouble,
+                "requests_in_flight": len(each.flights),
+            }
             for each in self.fleet.instances
         ]
         return {"state": word, "instances": instances}

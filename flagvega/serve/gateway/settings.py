@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from flagvega.config.fields import read
 from flagvega.config.report import Report
+from flagvega.config.spec import Role
 from flagvega.errors import ConfigError, Fault
 
 DEFAULT_SLOTS: Final = 256
@@ -27,6 +28,8 @@ class InstanceSettings:
     """``http://host:port`` of its OpenAI-compatible server."""
     chip: str = ""
     """What it runs on; shown only."""
+    role: Role = "both"
+    """What it does of a request: `prefill` reads the prompt, `decode` writes the answer."""
     slots: int = field(default=DEFAULT_SLOTS, metadata={"minimum": 1})
     """Requests that it works on at once (vLLM: `max_num_seqs`); more wait inside it."""
     prefill_tokens_per_s: float | None = field(default=None, metadata={"minimum": 1})

@@ -156,7 +156,10 @@ class ToyServer:
         """Nothing to say."""
         return ()
 
-    def command(self, service: Service, instance: Instance, num_on_host: int) -> Command:
+    def shares(self, service: Service, services: Sequence[Service]) -> bool:
+        return False
+
+    def command(self, service: Service, instance: Instance, num_on_host: int, handover: Path | None = None) -> Command:
         """The toy's server."""
         way = str(service.arguments.get("way", ""))
         if way == "paced":

@@ -122,8 +122,6 @@ def test_flagscales_replicas_and_devices_are_read(dryrun: Dryrun) -> None:
     assert any("Python in the model's folder" in warning for warning in document["warnings"])
     entry["resources"]["num_gpus"] = 4
     assert "num_gpus is 4" in whats(dryrun([entry], ExitCode.CONFIG, **blocks))
-    runner["deploy"] = {"prefill_decode_disaggregation": True, "prefill_num": 1, "decode_num": 1}
-    assert "not there yet" in whats(dryrun([service()], ExitCode.CONFIG, experiment=experiment))
 
 
 def test_arguments_by_engine_come_on_top_of_the_general_ones(dryrun: Dryrun) -> None:

@@ -21,7 +21,7 @@ from flagvega.serve.gateway.settings import InstanceSettings, Probing, Settings,
 
 def ask(prompt: str = "x" * 400, max_tokens: int = 50, **more: Any) -> Question:
     blocks = hash_blocks(prompt)
-    found = Question("/v1/completions", b"{}", "m", True, len(prompt), 0, blocks, max_tokens, 1)
+    found = Question("/v1/completions", b"{}", "m", True, len(prompt), 0, blocks, max_tokens, 1, True, False)
     return replace(found, **more)
 
 
@@ -35,10 +35,10 @@ def fleet_of(*instances: dict[str, Any], slow_start_s: float = 0.0, first_token_
 
 
 async def place(fleet: Fleet, question: Question, tried: Sequence[int] = ()) -> Instance:
-    instance, prompt_tokens = fleet.choose(question, tried)
+    route = fleet.choose(question, tried)
     async with asyncio.timeout(None) as scope:
-        fleet.begin(instance, question, prompt_tokens, scope)
-    return instance
+        fleet.begin(route.writer, question, route.tokens, scope)
+    return route.writer
 
 
 def place_many(fleet: Fleet, number: int, **more: Any) -> list[int]:
@@ -71,8 +71,8 @@ def test_instances_alike_take_turns() -> None:
 def test_long_prompts_go_where_prompts_are_read_fast_and_long_answers_where_tokens_come_fast() -> None:
     reader, writer = capacity(8, 200, prefill=50_000), capacity(8, 800, prefill=2_000)
     fleet = fleet_of(reader, writer)
-    assert fleet.choose(ask("y" * 40_000, max_tokens=2), ())[0].id == 0
-    assert fleet.choose(ask("y" * 400, max_tokens=200), ())[0].id == 1
+    assert fleet.choose(ask("y" * 40_000, max_tokens=2), ()).writer.id == 0
+    assert fleet.choose(ask("y" * 400, max_tokens=200), ()).writer.id == 1
 
 
 def test_a_prompt_whose_beginning_was_seen_goes_there_again_unless_it_is_much_busier() -> None:
@@ -80,10 +80,10 @@ def test_a_prompt_whose_beginning_was_seen_goes_there_again_unless_it_is_much_bu
     asyncio.run(place(fleet, ask("a" * 8000)))
     first = next(each for each in fleet.instances if each.flights)
     first.flights.clear()
-    assert [fleet.choose(ask("a" * 8000 + str(i)), ())[0].id for i in range(3)] == [first.id] * 3
+    assert [fleet.choose(ask("a" * 8000 + str(i)), ()).writer.id for i in range(3)] == [first.id] * 3
     for i in range(40):
         asyncio.run(occupy(fleet, first, ask(f"{i}" + "b" * 400)))
-    assert fleet.choose(ask("a" * 8000 + "z"), ())[0].id != first.id
+    assert fleet.choose(ask("a" * 8000 + "z"), ()).writer.id != first.id
 
 
 async def occupy(fleet: Fleet, instance: Instance, question: Question) -> None:
@@ -136,8 +136,8 @@ def test_nothing_ready_and_draining_are_told_as_unavailable() -> None:
 
 def test_an_instance_that_failed_a_request_is_not_asked_again_while_there_is_another() -> None:
     fleet = fleet_of(capacity(2, 900), capacity(2, 100))
-    assert fleet.choose(ask(), {0})[0].id == 1
-    assert fleet.choose(ask(), {0, 1})[0].id == 0
+    assert fleet.choose(ask(), {0}).writer.id == 1
+    assert fleet.choose(ask(), {0, 1}).writer.id == 0
 
 
 def test_a_line_is_found_and_never_falls() -> None:

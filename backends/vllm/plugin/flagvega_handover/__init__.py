@@ -1,0 +1,1 @@
+"""Hands a prompt's cache from one vLLM to another, through files."""
