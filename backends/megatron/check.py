@@ -98,14 +98,27 @@ def check_files(spec: Spec) -> list[Fault]:
     """Faults of the files that the run will read on this host; a dry run elsewhere does not ask."""
     settings = complete(spec.arguments)
     faults = check_data(settings, padded_vocab_size(spec, settings))
-    if settings["load"] and is_pretrained(Path(settings["load"])):
-        faults += check_pretrained(Path(settings["load"]), settings)
+    faults += _check_load(spec, settings)
     return _placed(spec, faults)
 
 
+def _check_load(spec: Spec, settings: Mapping[str, Any]) -> list[Fault]:
+    """Of what the run begins from. Its own checkpoints may be there later; another folder that is not is a mistake."""
+    if not settings["load"]:
+        return []
+    given, own = Path(settings["load"]), Path(settings["save"] or spec.exp_dir / "checkpoints")
+    if is_pretrained(given):
+        return check_pretrained(given, settings)
+    if given.exists() or own.exists() or given.absolute() == own.absolute():
+        return []
+    fix = "give a folder of checkpoints or of a HuggingFace model, or leave it out to begin with random weights"
+    return [Fault(f"there is nothing at {given}", "load", fix)]
+
+
 def _placed(spec: Spec, faults: Iterable[Fault]) -> list[Fault]:
-    """Faults with the key's place for the key."""
-    return [replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in faults]
+    """Faults with the key's place for the key; a key that is not there has that of its block."""
+    block = {"data_path": spec.where.get("train.data", "data_path")}
+    return [replace(fault, where=_at(spec, fault.where, block.get(fault.where))) for fault in faults]
 
 
 def warnings_of(spec: Spec) -> list[str]:
@@ -128,8 +141,8 @@ def _loses_token_counts(spec: Spec) -> bool:
     return not settings["calculate_per_token_loss"] and (settings["eod_mask_loss"] or settings["reset_attention_mask"])
 
 
-def _at(spec: Spec, name: str) -> str:
-    return spec.where.get(name, name)
+def _at(spec: Spec, name: str, otherwise: str | None = None) -> str:
+    return spec.where.get(name, otherwise or name)
 
 
 def _unsupported(spec: Spec) -> Iterator[Fault]:
@@ -154,9 +167,10 @@ def _missing(spec: Spec) -> Iterator[Fault]:
     for name in _REQUIRED:
         if spec.arguments.get(name) is None:
             block = "system or model" if "batch" in name else "model"
-            yield Fault(f"'{name}' is missing", "train", f"write it under train.{block}")
+            yield Fault(f"'{name}' is missing", _at(spec, "train.model", "train"), f"write it under train.{block}")
     if not {"train_iters", "train_samples"} & set(spec.arguments):
-        yield Fault("neither 'train_iters' nor 'train_samples' is given", "train", "write train_iters: 1000, say")
+        where = _at(spec, "train.model", "train")
+        yield Fault("neither 'train_iters' nor 'train_samples' is given", where, "write train_iters: 1000, say")
 
 
 def _out_of_range(spec: Spec, settings: Mapping[str, Any]) -> Iterator[Fault]:

@@ -91,7 +91,7 @@ def decide_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Clu
     if is_automatic(spec):
         return _choose_plan(spec, engine, console)
     file = spec.blocks.get("plan", {}).get("file")
-    given = _read_plan(Path(file)) if file else None
+    given = _read_plan(spec, Path(file)) if file else None
     if given is not None and not check_plan(given):
         spec = engine.settle(spec, given)
     faults = list(engine.check(spec))
@@ -137,9 +137,9 @@ def check_shared(spec: Spec) -> None:
     except ConfigError:
         return  # told later, with all that is wrong beside it
     if sum(bool(node.devices) for node in cluster.nodes) > 1:
-        where = spec.where.get("plan.file", spec.where.get("plan", "plan"))
         fix = f"plan once with action=plan, then start every host with plan={spec.exp_dir / 'plan.json'}"
-        raise ConfigError(Fault("several hosts of one run would each choose a plan of their own", where, fix))
+        what = "several hosts of one run would each choose a plan of their own"
+        raise ConfigError(Fault(what, _plan_place(spec), fix))
 
 
 def _choose_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Cluster, Plan]:
@@ -152,11 +152,18 @@ def _choose_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Cl
     return planned.spec, planned.cluster, planned.plan
 
 
-def _read_plan(path: Path) -> Plan:
+def _read_plan(spec: Spec, path: Path) -> Plan:
     try:
         return plan_from_json(read_json(path))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        fix = "action=plan writes one; plan: auto has the layout chosen"
+        raise ConfigError(Fault(f"cannot read the plan {path}: {error.strerror}", _plan_place(spec), fix)) from error
+    except ValueError as error:
         raise ConfigError(Fault(f"the plan cannot be read: {error}", str(path))) from error
+
+
+def _plan_place(spec: Spec) -> str:
+    return spec.where.get("plan.file", spec.where.get("plan", "plan"))
 
 
 def _ranks(plan: Plan, job: Job) -> tuple[tuple[int, ...], ...]:

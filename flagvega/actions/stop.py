@@ -14,5 +14,5 @@ def act(call: Call) -> Answer:
         {"node": directory.node, "outcome": stop_run(directory, force, call.say)}
         for directory in find_runs(call.run_dir)
     ]
-    words = {str(each["outcome"]) for each in outcomes} or {"already stopped"}
+    words = {str(each["outcome"]) for each in outcomes} or {f"nothing has run in {call.run_dir}"}
     return Answer({"run_dir": str(call.run_dir), "runs": outcomes}, (", ".join(sorted(words)),))

@@ -34,10 +34,14 @@ def find_cluster(spec: Spec, request: LayoutRequest) -> Cluster:
 
 
 def _find_file(spec: Spec, name: str) -> Path:
-    """A file that the YAML names: from where we are, else beside the YAML."""
+    """A file that the YAML names: from where we are, else beside the YAML; ConfigError when it is nowhere."""
     path = Path(name).expanduser()
     beside = spec.folder / path
-    return beside if not path.exists() and beside.exists() else path
+    found = next((each for each in (path, beside) if each.is_file()), None)
+    if found is None:
+        fix = f"looked for {' and '.join(dict.fromkeys([str(path), str(beside)]))}"
+        raise ConfigError(Fault(f"there is no hostfile {name}", where_of(spec, "experiment.runner.hostfile"), fix))
+    return found
 
 
 def _from_block(entries: Sequence[Mapping[str, Any]], spec: Spec) -> Cluster:

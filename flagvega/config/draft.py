@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,10 @@ from typing import Any, Final
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flagvega.config.blocks import Experiment
+from flagvega.config.experiment import TOP_LEVEL
+from flagvega.config.fields import paths
+from flagvega.config.nearest import nearest
 from flagvega.config.redact import redact
 from flagvega.config.report import Report
 from flagvega.config.spec import Task
@@ -19,6 +23,7 @@ from flagvega.errors import Fault
 
 _PLACEHOLDER: Final = re.compile(r"[xX]{3,}|\?{2,}|\$\{[^{}]*\?\?+\}")
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
+_ABSENT: Final = re.compile("Interpolation key '([^']+)' not found")
 _KEY_REFERENCE: Final = re.compile(r"\$\{\s*([\w-]+(?:\.[\w-]+)*)\s*\}")
 _ENV: Final = re.compile(r"\$\{\s*(?:oc\.)?env:\s*([^},\s]+)\s*\}")
 _SHELL_NAME: Final = re.compile(r"[A-Za-z_]\w*")
@@ -124,13 +129,13 @@ def _value(parent: DictConfig | ListConfig, key: Any, raw: Any, path: str, repor
         if isinstance(value, (DictConfig, ListConfig)):
             value = OmegaConf.to_container(value, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        report.fault(path, *_unresolved(raw, error))
+        report.fault(path, *_unresolved(raw, error, report.places))
         return False, None
     return True, value
 
 
-def _unresolved(raw: str, error: Exception) -> tuple[str, str]:
-    """What is wrong with a reference, and how to mend it."""
+def _unresolved(raw: str, error: Exception, keys: Collection[str]) -> tuple[str, str]:
+    """What is wrong with a reference, and how to mend it; ``keys`` are those that there are."""
     missing = [name for name in _ENV.findall(raw) if name not in os.environ]
     if missing:
         return (
@@ -147,4 +152,10 @@ def _unresolved(raw: str, error: Exception) -> tuple[str, str]:
             f"the whole key path belongs inside ${{...}}; for a shell variable write ${names[0]}, "
             f"for one of the environment ${{oc.env:{names[0]}}}",
         )
-    return f"'{raw}' does not resolve: {reason}", "refer to a whole key path: ${experiment.exp_name}"
+    fix = "refer to a whole key path: ${experiment.exp_name}"
+    if absent := _ABSENT.search(reason):
+        is_ours = absent[1] in paths(Experiment, "experiment").values()
+        near = nearest(absent[1], [key for key in keys if key.partition(".")[0] in TOP_LEVEL], 1)
+        mended = "write it" if is_ours else f"did you mean ${{{near[0]}}}?" if near else fix
+        return f"'{raw}' refers to a key '{absent[1]}', which is not there", mended
+    return f"'{raw}' does not resolve: {reason}", fix

@@ -86,6 +86,10 @@ def _read_cluster_file(value: Mapping[str, Any], report: Report) -> Mapping[str,
     if others := sorted(set(value) - {"file"}):
         report.fault(f"cluster.{others[0]}", "a cluster comes from a file or is written here", "remove one of the two")
         return {}
+    if not path.is_file():
+        fix = "action=env merge=a.json,b.json makes one; paths begin in the working directory"
+        report.fault("cluster.file", f"there is no file {path}", fix)
+        return {}
     try:
         source = scan(path)
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

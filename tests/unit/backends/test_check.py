@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +200,27 @@ def test_no_numbers_make_a_traceback(changes: dict[str, Any]) -> None:
         assert check_plan(plan) == []
         faults += engine.check_plan(spec, plan)
     assert all(fault.what for fault in faults)
+
+
+def test_what_is_not_given_has_the_place_of_the_block_that_it_belongs_into(make_spec: MakeSpec) -> None:
+    spec = make_spec(without=("num_layers", "mock_data"), train_iters=10)
+    where = {**spec.where, "train.model": "t.yaml:3 train.model", "train.data": "t.yaml:9 train.data"}
+    spec = replace(spec, where=where)
+    faults = [*engine.check(spec), *engine.check_files(replace(spec, arguments={**spec.arguments, "num_layers": 4}))]
+    assert {
+        ("'num_layers' is missing", "t.yaml:3 train.model"),
+        ("there is no training data", "t.yaml:9 train.data"),
+    } <= {(fault.what, fault.where) for fault in faults}
+
+
+def test_a_folder_to_begin_from_that_is_not_there_is_a_fault_unless_the_run_makes_it(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [fault] = engine.check_files(make_spec(load="nowhere"))
+    assert "there is nothing at nowhere" in fault.what
+    assert fault.where.endswith("train.model.load")
+    assert engine.check_files(make_spec(load="x/checkpoints")) == []
+    assert engine.check_files(make_spec(load="mine", save="mine")) == []
+    (tmp_path / "x/checkpoints").mkdir(parents=True)
+    assert engine.check_files(make_spec(load="nowhere")) == []

@@ -62,6 +62,7 @@ def test_json_is_one_document_whatever_happens(conf: Path) -> None:
 
 def test_a_detached_run_is_seen_logged_and_stopped_from_another_shell(conf: Path, tmp_path: Path) -> None:
     assert "nothing has run" in call(conf, "action=status").stdout
+    assert "nothing has run" in call(conf, "action=stop").stdout
     done = call(conf, "detach=true", "output=json", "train.model.train_iters=100000")
     started = json.loads(done.stdout)
     assert started["state"] == "running", done.stderr

@@ -75,6 +75,14 @@ def test_a_hostfile_is_also_found_beside_the_yaml(tmp_path: Path, monkeypatch: p
     assert found.nodes == (Node("host-a", ("cpu", "cpu")),)
 
 
+def test_a_hostfile_that_is_nowhere_is_a_fault_of_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = {"experiment.runner.hostfile": "e.yaml:7 experiment.runner.hostfile"}
+    with pytest.raises(ConfigError, match=r"e.yaml:7 experiment.runner.hostfile: there is no hostfile hosts") as error:
+        find_cluster(replace(spec(Runner(hostfile="hosts")), folder=tmp_path / "conf", where=where), request())
+    assert f"looked for hosts and {tmp_path / 'conf/hosts'}" in str(error.value)
+
+
 def test_nnodes_and_nproc_per_node_take_a_part_of_the_hostfile(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("a slots=8 type=A800\nb slots=8 type=A800\n")
     runner = Runner(hostfile=str(tmp_path / "hosts"), nnodes=1, nproc_per_node=4)

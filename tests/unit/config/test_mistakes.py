@@ -149,6 +149,10 @@ MISTAKES = [
             words=("train.model.num_layerss=8",)),
     Mistake("another nesting on the command line", "train.model.lr",
             "~train.model.optimizer.lr removes the first", words=("train.model.lr=1",)),
+    Mistake("a reference with a letter missing", "experiment.exp_dir", r"did you mean \$\{experiment\.exp_name\}",
+            experiment=("exp_dir: outputs/tiny", "exp_dir: outputs/${experiment.exp_nme} # <-")),
+    Mistake("a cluster file that is not there", "cluster.file", "there is no file machines.yaml",
+            experiment=("action: run", "cluster: machines.yaml # <-")),
     Mistake("removing what is not there", "train.model.seed", "no key 'train.model.seed'",
             words=("~train.model.seed",)),
 ]  # fmt: skip

@@ -40,6 +40,15 @@ def test_a_plan_is_at_least_as_fast_as_what_it_is_compared_with(capsys: pytest.C
     assert min(others) >= answer["plan"]["predictions"]["iteration_s"] - 1e-12
 
 
+def test_a_plan_that_is_not_there_is_a_fault_of_its_key(capsys: pytest.CaptureFixture[str]) -> None:
+    code, answer = ask(capsys, "action=dryrun", "plan.file=nowhere.json")
+    assert code == 2
+    [fault] = answer["faults"]
+    assert fault["where"] == "command line: plan.file"
+    assert "nowhere.json" in fault["what"]
+    assert "action=plan" in fault["fix"]
+
+
 def test_degrees_in_the_yaml_are_pins(capsys: pytest.CaptureFixture[str]) -> None:
     pins = ["train.system={tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}"]
     code, answer = ask(capsys, "action=plan", *pins, "train.model.micro_batch_size=2")
