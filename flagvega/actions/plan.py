@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from flagvega.actions import serve_plan
 from flagvega.actions.call import Answer, Call
 from flagvega.errors import PreflightError
 from flagvega.layout.codec import plan_to_json
@@ -56,6 +57,8 @@ class Reasons:
 
 def act(call: Call) -> Answer:
     """Plan, whatever ``plan`` says in the YAML, and write ``<exp_dir>/plan.json``."""
+    if call.serves:
+        return serve_plan.act(call)
     call_spec = call.spec
     spec = replace(call_spec, blocks={**call_spec.blocks, "plan": {**call_spec.blocks.get("plan", {}), "file": "auto"}})
     begin = time.monotonic()

@@ -17,6 +17,7 @@ from flagvega.serve.curve import Curve
 from flagvega.serve.traffic import Answered, Request
 
 REFUSED = "refused: it would have waited too long"
+TOO_LONG = "longer than the cache"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Engine:
         self.curve, self.slots = member.curve, member.slots
         self.now_s = 0.0
         """When the next step can begin."""
-        self.busy_s = 0.0
+        self.held_s = 0.0
+        """Seconds of all sequences that it worked on, summed."""
+        self.read_s = 0.0
+        """Seconds that prompts took."""
         self.num_steps = 0
         self.num_preempted = 0
         self.giving: list[tuple[int, int, _Job]] = []
@@ -115,6 +119,7 @@ class Engine:
             )
             if not job.to_read:
                 read.append(job)
+        self.read_s += num_read * self.curve.prompt_token_s
         self._pass(1, self.curve.step_s(len(self.giving) + num_prompts, num_read))
         for job in read:
             self.reading.remove(job)
@@ -143,7 +148,7 @@ class Engine:
 
     def _pass(self, times: int, step_s: float) -> None:
         self.now_s += times * step_s
-        self.busy_s += times * step_s
+        self.held_s += times * step_s * (len(self.giving) + len(self.reading))
         self.num_steps += times
         self.cached += times * len(self.giving)
         while self.giving and self.giving[0][0] <= self.num_steps:
@@ -196,8 +201,10 @@ class Share:
     """What an instance did."""
 
     num_requests: int
-    busy: float
-    """Share of the time in which it had a step under way."""
+    sequences: float
+    """That it worked on at once, on average."""
+    reading: float
+    """Share of the time that prompts took."""
     num_preempted: int
     """Times that its cache was full and a sequence had to be begun anew."""
 
@@ -208,6 +215,8 @@ class Forecast:
 
     answers: tuple[Answered, ...]
     """In the order of the requests."""
+    places: tuple[int, ...]
+    """The member that each went to; -1: it was refused."""
     duration_s: float
     shares: tuple[Share, ...]
     """By member."""
@@ -219,7 +228,7 @@ def forecast(members: Sequence[Member], requests: Sequence[Request], patience_s:
     ``patience_s``: the gateway refuses what would wait longer for its first token.
     """
     engines = [Engine(member) for member in members]
-    counts = [0] * len(engines)
+    places: list[int] = []
     answers: list[Answered | None] = [None] * len(requests)
     for i, request in enumerate(requests):
         best, best_s = -1, inf
@@ -228,24 +237,28 @@ def forecast(members: Sequence[Member], requests: Sequence[Request], patience_s:
             first_s, finish_s = engine.expect(request)
             if first_s <= patience_s and finish_s < best_s:
                 best, best_s = j, finish_s
+        places.append(best)
         if best < 0:
-            answers[i] = Answered(request.at_s, 0.0, 0.0, request.input_tokens, 0, REFUSED)
+            answers[i] = _unanswered(request, REFUSED)
         else:
             engines[best].take(i, request)
-            counts[best] += 1
     end_s = requests[-1].at_s
     for engine in engines:
         engine.run(inf)
-        overhead_s = engine.curve.overhead_s
         for job, last_s in engine.done:
             request = requests[job.index]
             if last_s == inf:
-                answers[job.index] = Answered(request.at_s, 0.0, 0.0, request.input_tokens, 0, "longer than the cache")
+                answers[job.index] = _unanswered(request, TOO_LONG)
                 continue
-            first_s, took_s = (moment - request.at_s + overhead_s for moment in (job.first_s, last_s))
+            first_s, took_s = (moment - request.at_s + engine.curve.overhead_s for moment in (job.first_s, last_s))
             answers[job.index] = Answered(request.at_s, first_s, took_s, request.input_tokens, request.output_tokens)
             end_s = max(end_s, last_s)
     shares = tuple(
-        Share(count, engine.busy_s / end_s, engine.num_preempted) for engine, count in zip(engines, counts, strict=True)
+        Share(places.count(j), engine.held_s / end_s, engine.read_s / end_s, engine.num_preempted)
+        for j, engine in enumerate(engines)
     )
-    return Forecast(tuple(answer for answer in answers if answer), end_s, shares)
+    return Forecast(tuple(answer for answer in answers if answer), tuple(places), end_s, shares)
+
+
+def _unanswered(request: Request, why: str) -> Answered:
+    return Answered(request.at_s, 0.0, 0.0, request.input_tokens, 0, why)

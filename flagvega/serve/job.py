@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from flagvega.cluster.nodes import Cluster
@@ -13,6 +14,7 @@ from flagvega.config.spec import Spec
 from flagvega.layout.job import Job, NodeJob, source_path
 from flagvega.layout.serving import ServePlan, serve_plan_to_json
 from flagvega.serve.batch import BATCH_FILE, read_prompts
+from flagvega.serve.curve import DEFAULT_SLOTS, PROFILE_FILE, Row, curve_of, read_serve_profile
 from flagvega.serve.probe import KEY_ENV
 from flagvega.server import Server
 
@@ -74,14 +76,38 @@ def _batch(spec: Spec, instances: list[dict[str, Any]]) -> dict[str, Any]:
 def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:
     """The gateway's own file: what the YAML says, and the instances."""
     slots = {service.name: service.arguments.get("max_num_seqs") for service in spec.services}
+    measured = measured_forms(spec)
     instances = [
         {"id": each.id, "url": each.url, "chip": each.chip, "role": each.role}
         | ({"slots": slots[each.service]} if slots[each.service] else {})
+        | _capacity(measured.get((each.chip, each.tp, each.pp)), slots[each.service])
         for each in plan.instances
     ]
     given = {name: value for name, value in spec.blocks.get("gateway", {}).items() if value not in ({}, None)}
     key = {"instance_key_env": KEY_ENV} if KEY_ENV in os.environ else {}
     return {**given, **key, "run_dir": str(spec.exp_dir.absolute()), "instances": instances}
+
+
+def measured_forms(spec: Spec) -> dict[tuple[str, int, int], Row]:
+    """What is known of instances of the model by chip and degrees: of the YAML's profile, or of that of the run's folder.
+
+    :raises ConfigError: when the profile cannot be read.
+    """
+    given = spec.blocks.get("plan", {}).get("profile")
+    path = Path(given).expanduser() if given else spec.exp_dir / PROFILE_FILE
+    if not given and not path.exists():
+        return {}
+    models = {str(service.arguments.get("model")) for service in spec.services}
+    return {(row.chip, row.tp, row.pp): row for row in read_serve_profile(path).instances if row.model in models}
+
+
+def _capacity(row: Row | None, slots: int | None) -> dict[str, float]:
+    """Where the gateway begins with an instance that was measured; it goes on learning."""
+    if row is None:
+        return {}
+    curve, slots = curve_of(row), slots or DEFAULT_SLOTS
+    found = {"step_s": curve.step_s(1), "decode_tokens_per_s": slots / curve.step_s(slots)}
+    return found | ({"prefill_tokens_per_s": 1 / curve.prompt_token_s} if curve.prompt_token_s else {})
 
 
 def gateway_address(spec: Spec) -> tuple[str, int]:

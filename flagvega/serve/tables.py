@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flagvega.report.planning import seconds
+from flagvega.serve.advice import Gain
+from flagvega.serve.choose import Outlook, Problem
 from flagvega.serve.curve import ServeProfile, curve_of
+from flagvega.serve.traffic import spread
 
 
 def answer_line(answer: Mapping[str, Any]) -> str:
@@ -53,3 +56,37 @@ def readings_table(profile: ServeProfile) -> Table:
 
 def _tokens(number: int | None) -> str:
     return f"{number:,} tokens" if number else "unknown"
+
+
+def fleet_table(outlook: Outlook, problem: Problem) -> Table:
+    """A row for each kind of instance."""
+    objective = {"goodput": "most goodput", "cost": "least price"}[problem.objective]
+    title = f"instances for {problem.rate_per_s:g} requests/s: {objective}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("instances", "on", "at once, at most", "at once, mean", "requests", "first token p50, p99",
+                 "between tokens p50, p99"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "on" else "right")
+    begin = 0
+    for kind, number in outlook.fleet:
+        places = range(begin, begin + number)
+        begin += number
+        shares = [outlook.forecast.shares[i] for i in places]
+        own = [answer for place, answer in zip(outlook.forecast.places, outlook.forecast.answers, strict=True)
+               if place in places]  # fmt: skip
+        first, between = (spread([getattr(each, name) for each in own]) for name in ("first_token_s", "per_token_s"))
+        table.add_row(
+            str(number), kind.row.name, str(kind.slots), f"{sum(share.sequences for share in shares) / number:.1f}",
+            f"{sum(share.num_requests for share in shares) / len(outlook.forecast.places):.0%}",
+            f"{seconds(first.p50)}, {seconds(first.p99)}", f"{seconds(between.p50)}, {seconds(between.p99)}",
+        )  # fmt: skip
+    return table
+
+
+def gains_table(gains: Sequence[Gain], rate_per_s: float) -> Table:
+    """What one more chip of each kind would bring."""
+    table = Table("one more", "holds the targets up to", "gain", title="what more would bring", title_justify="left",
+                  box=SIMPLE_HEAD)  # fmt: skip
+    for gain in gains:
+        share = f"{gain.rate_per_s / rate_per_s - 1:+.0%}" if rate_per_s else ""
+        table.add_row(gain.chip, f"{gain.rate_per_s:.3g} requests/s", share)
+    return table
