@@ -97,6 +97,30 @@ def test_a_stream_of_an_instance_that_hangs_is_broken_off_and_not_repeated(serve
     assert 0 < len(answer["text"]) < len(said(200))
 
 
+def test_what_waits_at_an_engine_that_hangs_behind_a_healthy_server_is_answered_by_another(served: Served) -> None:
+    served.add_toy("--hangs-after", "1")  # of the completion that it is admitted for
+    served.add_toy()
+    served.start(probing={"interval_s": 0.2, "slow_start_s": 0.0, "stall_s": 1.0})
+    began = time.monotonic()
+    answers = asyncio.run(ask_many(served, 6, 5))
+    assert [each["text"] for each in answers] == [said(5)] * 6
+    assert {each["instance"] for each in answers} == {"1"}
+    assert time.monotonic() - began < 6
+    (hung, well) = served.health()["instances"]
+    assert (hung["state"], well["state"]) == ("ejected", "ready")
+    assert "it hangs: no token for" in hung["trouble"]
+
+
+def test_an_engine_that_only_reads_a_long_prompt_is_not_taken_for_one_that_hangs(served: Served) -> None:
+    served.add_toy("--prefill", "100")
+    served.start(
+        [{"slots": 8, "prefill_tokens_per_s": 100, "decode_tokens_per_s": 400}],
+        probing={"interval_s": 0.1, "slow_start_s": 0.0, "stall_s": 0.8},
+    )
+    (answer,) = asyncio.run(ask_many(served, 1, 3, prompt="x" * 1000))  # 250 tokens
+    assert answer["text"] == said(3)
+
+
 def test_an_instance_that_starts_slowly_gets_requests_when_it_is_there(served: Served) -> None:
     served.add_toy()
     served.add_toy("--start-s", "2")

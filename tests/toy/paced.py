@@ -36,7 +36,7 @@ class Toy:
         self.waiting: deque[Sequence] = deque()
         self.known: set[str] = set()
         self.wake = asyncio.Event()
-        self.done = self.cancelled = self.read_tokens = self.most = self.gave = self.took = 0
+        self.done = self.cancelled = self.read_tokens = self.most = self.gave = self.took = self.steps = 0
 
     async def work(self) -> None:
         """Step after step, like an engine with continuous batching."""
@@ -56,6 +56,9 @@ class Toy:
                 due = loop.time()
                 continue
             self.most = max(self.most, len(self.running))
+            self.steps += 1
+            if self.steps > self.arguments.hangs_after:
+                await asyncio.Event().wait()
             self.read_tokens += new_tokens
             due = max(due, loop.time() - 0.02) + self.arguments.step_s + new_tokens / self.arguments.prefill
             await asyncio.sleep(due - loop.time())
@@ -179,5 +182,6 @@ if __name__ == "__main__":
     parser.add_argument("--prefill", type=float, default=20_000.0, help="tokens of prompts a second")
     parser.add_argument("--queue", type=int, default=1_000_000, help="requests that wait at most")
     parser.add_argument("--start-s", type=float, default=0.0)
+    parser.add_argument("--hangs-after", type=int, default=1_000_000_000, help="steps; it goes on to answer /health")
     parser.add_argument("--fails", action="store_true", help="answer 500 where a prompt holds 'fail'")
     asyncio.run(main(parser.parse_args()))

@@ -158,6 +158,13 @@ class Instance:
                     heapq.heapreplace(ends, ends[0] + left_s)
         return ends[0] if len(ends) >= self.capacity.slots else 0.0
 
+    def owes_s(self, now: float) -> float:
+        """For how long it should have given a token: streams are there, and none came for longer than prompts take."""
+        begun = [flight.started for flight in self.flights if flight.stream]
+        if not begun:
+            return 0.0
+        return now - max(self.seen_at, min(begun)) - self.capacity.prefill_s(self.waiting_tokens())
+
     # ---- what is learned ----
 
     def learn(self, flight: Flight, num_tokens: int, now: float) -> None:

@@ -22,6 +22,10 @@ class _TroubleError(Exception):
     """Why an instance does not serve."""
 
 
+class _HungError(_TroubleError):
+    """Requests wait at an instance that does nothing: there is no need to look again."""
+
+
 async def watch(instance: Instance, session: aiohttp.ClientSession, settings: Probing, metrics: Metrics) -> None:
     """Look at an instance again and again: admit it, eject it."""
     while True:
@@ -45,9 +49,28 @@ async def _look(instance: Instance, session: aiohttp.ClientSession, settings: Pr
         models, max_tokens = await _models(instance, session)
         await _complete(instance, session, models[0], max(FIRST_COMPLETION_S, settings.completion_s))
         instance.admit(models, max_tokens)
-    elif instance.state == "ready" and time.monotonic() - instance.seen_at > settings.completion_every_s:
-        await _complete(instance, session, instance.models[0], settings.completion_s)
-        instance.seen_at = time.monotonic()
+    elif instance.state == "ready":
+        await _look_for_tokens(instance, session, settings)
+
+
+async def _look_for_tokens(instance: Instance, session: aiohttp.ClientSession, settings: Probing) -> None:
+    """Ask for a completion, if there should have been tokens or there were none for long."""
+    now = time.monotonic()
+    owes = instance.owes_s(now) > settings.stall_s / 2
+    if not owes and now - instance.seen_at <= settings.completion_every_s:
+        return
+    # Where slots are full of answers that come whole, a completion waits for one; full of streams, tokens come.
+    limit_s = settings.stall_s / 2 if owes else settings.completion_s + instance.forecast(1, 1, 1, now).first_s
+    try:
+        await _complete(instance, session, instance.models[0], limit_s)
+    except TimeoutError as error:
+        if instance.seen_at > now:
+            return
+        if instance.flights:
+            silent_s = time.monotonic() - instance.seen_at
+            raise _HungError(f"it hangs: no token for {silent_s:.0f} s, with requests waiting") from error
+        raise
+    instance.seen_at = time.monotonic()
 
 
 async def _models(instance: Instance, session: aiohttp.ClientSession) -> tuple[tuple[str, ...], int | None]:
@@ -85,7 +108,7 @@ async def _ask(
 def _fail(instance: Instance, error: Exception, settings: Probing, metrics: Metrics) -> None:
     instance.failures += 1
     instance.trouble = str(error) or type(error).__name__
-    gone = isinstance(error, aiohttp.ClientConnectorError)
+    gone = isinstance(error, (aiohttp.ClientConnectorError, _HungError))
     if instance.state in ("ready", "draining") and (gone or instance.failures >= settings.failures):
         instance.eject(instance.trouble)
         metrics.ejected.labels(str(instance.id)).inc()

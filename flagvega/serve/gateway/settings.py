@@ -86,6 +86,8 @@ class Probing:
     """A completion of one token must be there within this; asked of an instance that gives no tokens by itself."""
     completion_every_s: float = field(default=15.0)
     """An instance that gave no token for so long is asked for one."""
+    stall_s: float = field(default=15.0)
+    """An instance that works on streams and gives no token for so long, nor a completion when asked, is ejected."""
     failures: int = field(default=3, metadata={"minimum": 1})
     """So many failed looks in a row eject an instance; one that refuses connections is ejected at once."""
     slow_start_s: float = field(default=10.0)
