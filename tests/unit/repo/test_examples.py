@@ -19,6 +19,7 @@ RANKS = {
     "llama/demo": 5,
     "llama/inference_demo": 1,
     "llama/serve_demo": 1,
+    "llama/serve_disaggregated": 2,
     "llama/serve_mixed": 2,
     "llama/tune": 5,
     "mixtral/tiny": 4,
