@@ -20,10 +20,11 @@ MANY = "many"
 def check_services(spec: Spec) -> list[Fault]:
     """Faults of the services' arguments."""
     faults = []
-    for service in spec.services:
+    for i, service in enumerate(spec.services):
         if not service.arguments.get("model"):
             fix = "write engine_args: {model: <folder of a HuggingFace model>}"
-            faults.append(Fault(f"service '{service.name}' has no model", "serve", fix))
+            where = spec.where.get(f"serve[{i}]", "serve")
+            faults.append(Fault(f"service '{service.name}' has no model", where, fix))
         for name in ("tensor_parallel_size", "pipeline_parallel_size", "port", "max_num_seqs"):
             value = service.arguments.get(name)
             if value is not None and value < 1:

@@ -48,7 +48,7 @@ def _from_block(entries: Sequence[Mapping[str, Any]], spec: Spec) -> Cluster:
     nodes: dict[str, list[str]] = {}
     faults: list[Fault] = []
     for i, entry in enumerate(entries):
-        chips = [_chip_name(entry["chip"], where_of(spec, f"cluster.nodes[{i}].chip"), faults)]
+        chips = [chip_name(entry["chip"], where_of(spec, f"cluster.nodes[{i}].chip"), faults)]
         chips *= entry.get("devices", 1)
         for host in _hosts(entry, where_of(spec, f"cluster.nodes[{i}].hosts"), faults):
             nodes.setdefault(host, []).extend(chips)
@@ -81,7 +81,7 @@ def _from_hostfile(path: Path, spec: Spec, request: LayoutRequest) -> Cluster:
 def _node(line: HostLine, spec: Spec, request: LayoutRequest, faults: list[Fault]) -> Node:
     named = [mesh.chip for mesh in request.meshes if mesh.chip]
     if line.type is not None:
-        chip = _chip_name(line.type, line.where, faults)
+        chip = chip_name(line.type, line.where, faults)
     elif len(set(named)) > 1:
         faults.append(
             Fault(f"host {line.host} has no type, but the meshes name several chips", line.where, "add type=")
@@ -128,7 +128,8 @@ def _needed(mesh: MeshRequest, at_hand: int) -> int:
     return max(at_hand, size) if mesh.dp is None else size * mesh.dp
 
 
-def _chip_name(name: str, where: str, faults: list[Fault]) -> str:
+def chip_name(name: str, where: str, faults: list[Fault]) -> str:
+    """The chip of a name or an alias; a fault, and the name as it is, where there is none."""
     try:
         return find_chip(name).name
     except ConfigError as error:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 from flagvega.cluster.nodes import Cluster, Node
-from flagvega.cluster.source import find_cluster
+from flagvega.cluster.source import chip_name, find_cluster, where_of
 from flagvega.config.spec import Service, Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.request import LayoutRequest, MeshRequest
@@ -84,9 +84,12 @@ def check_port(host: str, port: int, key: str) -> list[Fault]:
 def _request(spec: Spec) -> LayoutRequest:
     """What is asked of a machine whose devices cannot be counted: as many as the services need."""
     needed: dict[str | None, int] = {}
-    for service in spec.services:
-        chip = find_chip(service.chip).name if service.chip else None
+    faults: list[Fault] = []
+    for i, service in enumerate(spec.services):
+        chip = chip_name(service.chip, where_of(spec, f"serve[{i}].chip"), faults) if service.chip else None
         needed[chip] = needed.get(chip, 0) + service.num_devices * service.num_replicas
+    if faults:
+        raise ConfigError(faults)
     meshes = tuple(MeshRequest(tp=number, chip=chip) for chip, number in needed.items())
     return LayoutRequest(meshes, 1, 1, 1)
 

@@ -8,6 +8,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from flagvega.config.nearest import suggest
 from flagvega.config.spec import Spec
 from flagvega.config.values import WrongTypeError, coerce
 from flagvega.engine import Engine
@@ -74,7 +75,8 @@ def read_space(spec: Spec, engine: Engine) -> Space:
             elif _is_setting(name, keys):
                 settings.append((name, _typed(name, read_values(value), keys)))
             else:
-                fix = f"a key of the layout ({', '.join(LAYOUT)}), an engine argument, env.NAME, or bridge.KEY"
+                all_kinds = f"a key of the layout ({', '.join(LAYOUT)}), an engine argument, env.NAME, or bridge.KEY"
+                fix = suggest(name, [*LAYOUT, *keys]) or all_kinds
                 faults.append(Fault(f"'{name}' is no dimension", where, fix))
         except UnreadableError as error:
             faults.append(Fault(str(error), where))

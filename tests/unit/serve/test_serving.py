@@ -70,6 +70,13 @@ def test_replicas_have_ports_and_devices_of_their_own(dryrun: Dryrun) -> None:
     assert "untested on hardware" in " ".join(document["warnings"])
 
 
+def test_a_chip_misspelt_and_a_model_left_out_are_told_with_their_places(dryrun: Dryrun) -> None:
+    faults = whats(dryrun([service(), service("b", chip="emu-ll")], ExitCode.CONFIG))
+    assert "serve[1].chip: unknown chip 'emu-ll' | did you mean emu-l" in faults
+    faults = whats(dryrun([{"serve_id": "m", "engine_args": {"port": 8000}}], ExitCode.CONFIG))
+    assert "serve[0]: service 'm' has no model" in faults
+
+
 def test_more_instances_than_devices_are_refused(dryrun: Dryrun) -> None:
     chips = {"nodes": [{"chip": "a800", "devices": 2}]}
     faults = whats(dryrun([service(replicas=3)], ExitCode.CONFIG, cluster=chips))

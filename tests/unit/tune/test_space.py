@@ -31,7 +31,7 @@ def test_a_dimension_is_a_list_a_range_auto_or_one_value(given, values):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("{tensor_model_paralel_size: [1]}", "'tensor_model_paralel_size' is no dimension"),
+        ("{tensor_model_paralel_size: [1]}", "is no dimension\n    did you mean 'tensor_model_parallel_size'"),
         ("{micro_batch_size: []}", "an empty list"),
         ("{micro_batch_size: [two]}", "a whole number above 0"),
         ("{micro_batch_size: {from: 1}}", "'micro_batch_size.from' is no dimension"),
