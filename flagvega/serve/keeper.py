@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from flagvega.errors import ExitCode
 from flagvega.records import append_json_line, read_json
+from flagvega.serve.gateway.records import is_ejected
 from flagvega.serve.observer import Observer
 from flagvega.serve.probe import KEY_ENV, find_trouble, is_healthy
 
@@ -35,7 +36,7 @@ MAX_RESTARTS = 3
 MAX_PROBES = 64
 HANG_S = 120.0
 LOOKS = 6
-"""Looks at ``/health`` within the time after which a process counts as hanging."""
+"""Looks at an instance within the time after which a process counts as hanging."""
 SERVE_FILE = "job/serve.json"
 
 _threads = ThreadPoolExecutor(max_workers=MAX_PROBES)
@@ -60,7 +61,7 @@ class Kept:
     pulse: Future[bool] | None = None
     felt: float = 0.0
     alive: float = 0.0
-    """When it last answered ``/health``."""
+    """When it was last well."""
 
     def tell(self, event: str, **facts: Any) -> None:
         """Record an event of the instance."""
@@ -108,13 +109,18 @@ class Kept:
         """Whether it still answers: a process that hangs does not end."""
         now, hang_s = time.monotonic(), self.facts.get("hang_s", HANG_S)
         if self.pulse is None and now - self.felt > hang_s / LOOKS:
-            self.pulse = _threads.submit(is_healthy, self.facts["url"])
+            self.pulse = _threads.submit(self._is_well)
             self.felt = now
         elif self.pulse is not None and self.pulse.done():
             self.alive = now if self.pulse.result() else self.alive
             self.pulse = None
             if now - self.alive > hang_s:
-                self._lost(f"it hangs: no answer to /health for {hang_s:g} s")
+                self._lost(f"it hangs: for {hang_s:g} s it did not answer /health, or gave the gateway no token")
+
+    def _is_well(self) -> bool:
+        """Whether its server answers, and its engine too, as far as a gateway knows."""
+        run_dir = self.event_file.parents[1]
+        return is_healthy(self.facts["url"]) and not is_ejected(run_dir, self.facts.get("id"))
 
     def _lost(self, reason: str) -> None:
         was_ready = self.state == "ready"

@@ -112,10 +112,10 @@ def test_what_waits_at_an_engine_that_hangs_behind_a_healthy_server_is_answered_
 
 
 def test_an_engine_that_only_reads_a_long_prompt_is_not_taken_for_one_that_hangs(served: Served) -> None:
-    served.add_toy("--prefill", "100")
+    served.add_toy("--prefill", "250")
     served.start(
-        [{"slots": 8, "prefill_tokens_per_s": 100, "decode_tokens_per_s": 400}],
-        probing={"interval_s": 0.1, "slow_start_s": 0.0, "stall_s": 0.8},
+        [{"slots": 8, "prefill_tokens_per_s": 250, "decode_tokens_per_s": 400}],
+        probing={"interval_s": 0.1, "slow_start_s": 0.0, "stall_s": 0.4},
     )
     (answer,) = asyncio.run(ask_many(served, 1, 3, prompt="x" * 1000))  # 250 tokens
     assert answer["text"] == said(3)

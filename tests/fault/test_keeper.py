@@ -149,6 +149,20 @@ def test_an_engine_that_hangs_is_ended_and_started_again(keep: Callable[..., Kep
     assert kept.stop() == 0
 
 
+def test_an_engine_that_gives_the_gateway_no_tokens_is_started_again_though_its_server_answers(
+    keep: Callable[..., Kept],
+) -> None:
+    kept = keep("", "")
+    kept.wait(lambda: kept.events(0, "serving") and kept.events(1, "serving"))
+    (kept.directory / "serve").mkdir(exist_ok=True)
+    states = [{"id": 0, "state": "ejected"}, {"id": 1, "state": "ready"}]
+    write_json(kept.directory / "serve" / "gateway.json", {"time": time.time(), "instances": states})
+    kept.wait(lambda: kept.events(0, "restart"))
+    assert "gave the gateway no token" in kept.events(0, "restart")[0]["reason"]
+    assert not kept.events(1, "restart")
+    assert kept.stop() == 0
+
+
 def test_what_a_dead_engine_had_started_is_ended_with_it(keep: Callable[..., Kept]) -> None:
     kept = keep("family")
     kept.wait(lambda: kept.events(0, "serving"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,8 @@ FOLDER: Final = "serve"
 STATUS_FILE: Final = "gateway.json"
 RECORD_FILE: Final = "gateway.jsonl"
 TAIL_BYTES: Final = 1 << 20
+FRESH_S: Final = 30.0
+"""A gateway that has written nothing for so long knows nothing."""
 
 
 def show_gateway(run_dir: Path) -> dict[str, str]:
@@ -32,6 +35,16 @@ def show_gateway(run_dir: Path) -> dict[str, str]:
         found |= {name: _spread(last[key]) for key, name in _TIMES.items() if last[key]}
         found |= {f"instance {each['id']}": _instance(each) for each in last["instances"]}
     return found
+
+
+def is_ejected(run_dir: Path, instance: int | None) -> bool:
+    """Whether the run's gateway, if it has one, gets no answers from an instance."""
+    try:
+        status = read_json(run_dir / FOLDER / STATUS_FILE)
+    except FileNotFoundError:
+        return False
+    states = {each["id"]: each["state"] for each in status["instances"]}
+    return time.time() - status["time"] < FRESH_S and states.get(instance) == "ejected"
 
 
 def _last_record(path: Path) -> dict[str, Any] | None:
