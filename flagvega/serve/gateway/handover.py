@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from flagvega.serve.gateway.question import TRANSFER, Question
+from flagvega.serve.gateway.question import TRANSFER, Question, count
 
 KEEP: Final[Mapping[str, Any]] = {
     "do_remote_decode": True,
@@ -22,14 +22,22 @@ KEEP: Final[Mapping[str, Any]] = {
     "remote_port": None,
 }
 """Asks an instance to keep what it computed of a prompt for another one."""
-_OF_ANSWER: Final = ("min_tokens", "stream_options")
 
 
 def ask_to_read(question: Question) -> bytes:
-    """The body for the instance that reads: the same question, of whose answer only a token is wanted."""
-    value = {key: item for key, item in json.loads(question.body).items() if key not in _OF_ANSWER}
-    limits = {key: 1 for key in ("max_tokens", "max_completion_tokens") if key == "max_tokens" or key in value}
-    return json.dumps(value | limits | {"stream": False, TRANSFER: KEEP}).encode()
+    """The body for the instance that reads: the same question, of whose answer only a token is wanted.
+
+    Limits that are none stay as they are: the instance refuses them, and keeps nothing for nobody.
+    """
+    value = json.loads(question.body)
+    value.pop("stream_options", None)
+    least = value.get("min_tokens")
+    if isinstance(least, int) and least <= (question.max_tokens or least):
+        del value["min_tokens"]
+    for key in ("max_tokens", "max_completion_tokens"):
+        if count(value.get(key)) or (key == "max_tokens" and value.get(key) is None):
+            value[key] = 1
+    return json.dumps(value | {"stream": False, TRANSFER: KEEP}).encode()
 
 
 def ask_to_write(question: Question, answer: bytes) -> Question:

@@ -57,7 +57,7 @@ def read_question(path: str, body: bytes) -> Question:
     if not isinstance(model, str) or not model:
         raise ApiError(400, "'model' is missing: GET /v1/models lists what is served", param="model")
     prompts = [_chat_text(value.get("messages"))] if path.endswith("/chat/completions") else _prompts(value)
-    num_answers = len(prompts) * (_count(value.get("n")) or 1)
+    num_answers = len(prompts) * (count(value.get("n")) or 1)
     return Question(
         path=path,
         body=body,
@@ -66,14 +66,14 @@ def read_question(path: str, body: bytes) -> Question:
         num_characters=sum(len(prompt) for prompt in prompts if isinstance(prompt, str)),
         num_ids=sum(len(prompt) for prompt in prompts if not isinstance(prompt, str)),
         blocks=hash_blocks(prompts[0]) if len(prompts) == 1 else (),
-        max_tokens=_count(value.get("max_completion_tokens")) or _count(value.get("max_tokens")),
+        max_tokens=count(value.get("max_completion_tokens")) or count(value.get("max_tokens")),
         num_answers=num_answers,
         is_single=num_answers == 1 and all(value.get(key) is None or value[key] is False for key in _OF_PROMPT),
         names_cache=value.get(TRANSFER) is not None,
     )
 
 
-def _count(value: Any) -> int | None:
+def count(value: Any) -> int | None:
     """A number of something, when it is one; the engine refuses what is not."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 

@@ -92,5 +92,8 @@ def test_the_reader_is_asked_for_one_token_and_the_writer_for_all_with_what_the_
     params = {"do_remote_prefill": True, "file": "f"}
     write = json.loads(ask_to_write(question, json.dumps({"kv_transfer_params": params}).encode()).body)
     assert write == value | {"kv_transfer_params": params}
+    wrong = replace(question, body=json.dumps(value | {"min_tokens": 60, "max_completion_tokens": -4}).encode())
+    read = json.loads(ask_to_read(wrong))
+    assert (read["max_completion_tokens"], read["min_tokens"]) == (-4, 60)
     for nothing in (b"{}", b"[]", b"not JSON", b'{"kv_transfer_params": null}'):
         assert ask_to_write(question, nothing) == question
