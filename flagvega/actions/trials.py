@@ -31,8 +31,7 @@ def trial_spec(spec: Spec, folder: Path, plan: Plan | None, num_steps: int = 0) 
     """What a trial runs: the candidate in its own folder, for at least so many steps."""
     blocks = {name: block for name, block in spec.blocks.items() if name != "auto_tuner"}
     if plan is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "plan.json", plan_to_json(plan))
         blocks["plan"] = {"file": str(folder / "plan.json")}
     arguments = {**spec.arguments, **SHORT}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from flagvega.records import append_json_line, read_json_lines, write_text
 
 SCHEMA = 1
-Status = Literal["ok", "worse", "oom", "nan", "hang", "crash", "refused"]
+Status = Literal["ok", "worse", "oom", "nan", "hang", "crash", "refused", "invalid_timing"]
 GOOD: tuple[Status, ...] = ("ok", "worse")
 """Trials that measured a time."""
 

@@ -27,6 +27,8 @@ LEAVE_S = 15.0
 """Seconds that ranks have to leave when enough is known."""
 OUT_OF_MEMORY, NOT_FINITE = "OutOfMemoryError", "NotFiniteError"
 """What ranks call these ends in their last event."""
+INVALID_TIMING = "invalid_timing"
+"""What they tell where an emulated chip's host did not keep up with it."""
 
 
 class Watcher:
@@ -108,6 +110,8 @@ def read_outcome(directory: RunDirectory, limits: Limits, took_s: float, limit_b
     run = directory.read()
     measured = read_steps(directory.metrics().read(), limits.warmup_iters)
     status, reason = _judge(directory, run, measured, _word(directory))
+    if status in GOOD and (invalid := _invalid_timing(directory, run)):
+        status, reason = "invalid_timing", invalid
     has_time = bool(measured.steps) and status in GOOD
     return Outcome(
         status,
@@ -165,6 +169,12 @@ def _last_errors(directory: RunDirectory, run: Run | None) -> list[tuple[int, st
         if exits and exits[-1].get("error"):
             found.append((rank, str(exits[-1]["error"])))
     return found
+
+
+def _invalid_timing(directory: RunDirectory, run: Run | None) -> str:
+    """Why the timings do not count, as a rank tells it; nothing where they do."""
+    events = (event for rank in (run.ranks if run else ()) for event in directory.events(rank))
+    return next((str(event["reason"]) for event in events if event.get("event") == INVALID_TIMING), "")
 
 
 def _rank_without_memory(directory: RunDirectory, run: Run | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ from flagvega.tune.study import Outcome, Study, Trial
 
 MIN_GAIN = 0.001
 """A trial is better than the best when it is so by this share."""
+
+ATTEMPTS = 2
+"""At a trial whose timings do not count."""
 
 Run = Callable[[Path, float | None], Outcome]
 """Runs a trial in a folder; given is the best one's time so far. ConfigError when it is refused."""
@@ -118,17 +122,27 @@ class Tuner:
         progress.running[number] = seen
         self.watch(progress)
         started = time.time()
-        best = self.best
         try:
-            outcome = run(progress.study.folder(number), best.time_s if best else None)
-        except ConfigError as error:
-            outcome = Outcome("refused", error.faults[0].what)
+            outcome = self._run(run, progress.study.folder(number))
         finally:
             progress.running.pop(number, None)
         trial = _record(number, self.key_of(seen.point), seen, outcome, started)
         progress.study.add(trial)
         progress.order.learn(seen, trial)
         self.watch(progress)
+
+    def _run(self, run: Run, folder: Path) -> Outcome:
+        """Once, and once more where its timings do not count: the host may have been busy with something else."""
+        best, outcome = self.best, Outcome("refused")
+        for _ in range(ATTEMPTS):
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                outcome = run(folder, best.time_s if best else None)
+            except ConfigError as error:
+                return Outcome("refused", error.faults[0].what)
+            if outcome.status != "invalid_timing":
+                break
+        return outcome
 
     def _over(self) -> str:
         """Why the search ends here, or nothing."""

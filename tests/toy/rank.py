@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--note", default="", help="what every rank finds worth telling")
     parser.add_argument("--loss", default="falling")
     parser.add_argument("--error", default="", help="what every rank dies of at step 2, as it tells it")
+    parser.add_argument("--late", type=int, default=0, help="so many runs beside one another have invalid timings")
     parser.add_argument("--echo", nargs="*", help="words to write down as they arrive")
     arguments = parser.parse_args()
     rank = int(os.environ["FLAGVEGA_RANKS"].split()[int(os.environ["LOCAL_RANK"])])
@@ -38,12 +39,18 @@ def main() -> int:
     print(f"rank {rank} begins", flush=True)
     if arguments.echo is not None:
         write_json(root / f"echo-{rank}.json", {"argv": sys.argv, "env": dict(os.environ)})
+    runs = root.parent / "runs"
+    if arguments.late and rank == 0:
+        with runs.open("a") as file:
+            file.write("x")
     peers = [root / "events" / f"rank-{peer}.jsonl" for peer in os.environ["FLAGVEGA_RANKS"].split()]
     while not all(peer.exists() for peer in peers):
         time.sleep(0.01)
     tell("ready", step=arguments.start, done=arguments.start >= arguments.steps)
     if arguments.note:
         tell("toy_trouble", reason=arguments.note)
+    if arguments.late and rank == 0 and runs.stat().st_size <= arguments.late:
+        tell("invalid_timing", reason="the toy was busy")
     for step in range(arguments.start + 1, arguments.steps + 1):
         time.sleep(arguments.step_s)
         if arguments.error and step == 2:

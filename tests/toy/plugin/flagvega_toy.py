@@ -27,6 +27,8 @@ TROUBLES = {
     "nan": ["--loss", "nan"],
     "crash": ["--crash", "0"],
     "hang": ["--step-s", "60"],
+    "late once": ["--late", "1"],
+    "late": ["--late", "9"],
 }
 """What may befall a toy's ranks."""
 

@@ -36,6 +36,20 @@ def test_dead_trials_are_told_by_name_and_the_search_goes_on(tmp_path):
     assert ends == {"oom": "oom", "nan": "nan", "crash": "crash", "hang": "hang", "none": "ok"}
 
 
+def test_a_trial_with_invalid_timings_is_repeated_once(tmp_path):
+    once, always = (write_search(tmp_path / word[-4:], f"{{trouble: [{word}]}}") for word in ("late once", "late"))
+
+    results = [call(conf, "action=auto_tune", PYTHONPATH=PYTHONPATH) for conf in (once, always)]
+
+    assert [result.returncode for result in results] == [0, 3], results[0].stderr
+    [first], [second] = (read_trials(tmp_path / name) for name in ("once", "late"))
+    assert (first["status"], first["reason"]) == ("ok", "")
+    assert (second["status"], second["reason"]) == ("invalid_timing", "the toy was busy")
+    assert second["time_s"] is None
+    counts = [(tmp_path / name / "out/auto_tuner/trials/runs").read_text() for name in ("once", "late")]
+    assert counts == ["xx", "xx"]
+
+
 def test_when_all_trials_fail_the_exit_code_is_3_with_the_commonest_reason(tmp_path):
     conf = write_search(tmp_path, "{trouble: [oom], step_s: [0.01, 0.02]}")
 
