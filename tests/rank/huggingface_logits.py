@@ -1,4 +1,4 @@
-"""Run as a process: logits of the product's own model, loaded from HuggingFace folders or checkpoints.
+"""Run by the fork server: logits of the product's own model, loaded from HuggingFace folders or checkpoints.
 
 ``huggingface_logits.py FOLDER...``: each holds the model (or ``checkpoints/``) and ``arguments.json``; writes
 ``logits.npy`` and ``parameters.json`` (their number) there.
@@ -39,7 +39,7 @@ class Setting:
     groups: Any
 
 
-def main() -> None:
+def main() -> int:
     folders = [Path(name) for name in sys.argv[1:]]
     setting = set_up()
     for folder in folders:
@@ -51,6 +51,7 @@ def main() -> None:
         np.save(folder / "logits.npy", logits.float().numpy())
         count = sum(parameter.numel() for parameter in model.parameters())
         (folder / "parameters.json").write_text(json.dumps(count))
+    return 0
 
 
 def set_up() -> Setting:
@@ -100,7 +101,3 @@ def one_rank(num_layers: int, rows: int, tied: bool) -> Plan:
         boundaries=(),
         tied_embeddings=tied,
     )
-
-
-if __name__ == "__main__":
-    main()

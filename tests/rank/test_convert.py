@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flagvega.cli import main
 from flagvega.errors import ConfigError, ExitCode
 from flagvega.records import read_json
 from tests.conftest import ROOT
+from tests.rank.client import Server
 from tests.rank.gate import Gate
 from tests.rank.test_huggingface import reference_logits
 
@@ -69,13 +69,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def logits(root: Path) -> dict[str, Tensor]:
+def logits(server: Server, root: Path) -> dict[str, Tensor]:
     """Of the product's own model, on one rank, from each checkpoint itself."""
-    program = [sys.executable, str(Path(__file__).with_name("huggingface_logits.py"))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    runs = [str(root / family) for family in LINES]
-    done = subprocess.run([*program, *runs], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    server.call("tests.rank.huggingface_logits", [str(root / family) for family in LINES], root / "log")
     return {family: torch.from_numpy(np.load(root / family / "logits.npy"))[..., :NUM_TOKENS] for family in LINES}
 
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -35,6 +38,21 @@ pytestmark = [
 ]
 
 
+@dataclass
+class Answer:
+    """What came of a request."""
+
+    times: list[float]
+    error: str
+    instance: str
+
+    @property
+    def token_s(self) -> float:
+        """Time between its tokens."""
+        assert len(self.times) == LENGTH
+        return (self.times[-1] - self.times[0]) / (LENGTH - 1)
+
+
 class Served:
     """A run that serves the tiny model on one chip of each kind."""
 
@@ -51,30 +69,54 @@ class Served:
                 {"serve_id": chip, "chip": chip, "engine_args": {**given, "port": port}}
                 for chip, port in self.ports.items()
             ],
-            "gateway": {"port": self.gateway},
+            "gateway": {"port": self.gateway, "probing": {"stall_s": 3.0, "slow_start_s": 0.0}},
         }
         (root / "serve.yaml").write_text(yaml.safe_dump(config))
         flagvega("--config-path", str(root), "--config-name", "serve", "action=run", "detach=true")
 
-    def wait(self) -> None:
+    def wait(self, seen: Callable[[], object]) -> None:
         deadline = time.monotonic() + START_S
-        while sum(any(event["event"] == "serving" for event in self.directory.events(i)) for i in (0, 1)) < 2:
+        while not seen():
             run = self.directory.read()
             assert run is not None
             assert not run.finished, run.reason
             assert time.monotonic() < deadline
             time.sleep(0.5)
 
-    def token_s(self, port: int) -> float:
-        """Time between the tokens of an answer."""
+    def num_ready(self) -> int:
+        """Instances that serve, as the gateway sees it."""
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.gateway}/health") as answer:
+            return int(json.loads(answer.read())["ready"])
+        return 0
+
+    def process(self, instance: int) -> psutil.Process:
+        """The server of an instance."""
+        return psutil.Process(
+            [event["pid"] for event in self.directory.events(instance) if event["event"] == "start"][-1]
+        )
+
+    def ask(self, port: int) -> Answer:
+        """A streamed answer."""
         body = {"model": "tiny", "prompt": "w7 w8", "max_tokens": LENGTH, "stream": True}
         question = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
+        times, error = [], ""
         with urllib.request.urlopen(question) as answer:
-            times = [time.monotonic() for line in answer if line.startswith(b'data: {"id"')]
-        assert len(times) == LENGTH
-        return (times[-1] - times[0]) / (LENGTH - 1)
+            for line in answer:
+                if line.startswith(b'data: {"id"'):
+                    times.append(time.monotonic())
+                elif line.startswith(b'data: {"error"'):
+                    error = json.loads(line.removeprefix(b"data: "))["error"]["code"]
+            return Answer(times, error, answer.headers.get("X-Flagvega-Instance", ""))
+
+    def ask_many(self, number: int, meanwhile: Callable[[], None]) -> list[Answer]:
+        """So many answers at once through the gateway."""
+        with ThreadPoolExecutor(number) as threads:
+            answers = [threads.submit(self.ask, self.gateway) for _ in range(number)]
+            time.sleep(0.6)
+            meanwhile()
+            return [each.result() for each in answers]
 
     def count(self, instance: int) -> dict[str, Any]:
         """What the instance wrote of its chip's time."""
@@ -91,7 +133,7 @@ def flagvega(*words: str) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     found = Served(tmp_path_factory.mktemp("emulated"))
     try:
-        found.wait()
+        found.wait(lambda: found.num_ready() == 2)
         yield found
     finally:
         flagvega("action=stop", f"run_dir={found.directory.root}")
@@ -105,7 +147,7 @@ def test_tokens_come_at_the_pace_of_the_chip(served: Served, chip: str, number: 
     for _ in range(5):
         before = served.count(instance)
         with ThreadPoolExecutor(number) as threads:
-            found = mean(threads.map(served.token_s, [served.ports[chip]] * number))
+            found = mean(each.token_s for each in threads.map(served.ask, [served.ports[chip]] * number))
         time.sleep(0.1)
         if served.count(instance)["late_s"] == before["late_s"] and found == pytest.approx(expected, rel=0.08):
             return  # else the host was busy with something else
@@ -113,7 +155,29 @@ def test_tokens_come_at_the_pace_of_the_chip(served: Served, chip: str, number: 
 
 
 def test_one_endpoint_stands_in_front_of_both(served: Served) -> None:
-    with ThreadPoolExecutor(2 * SLOTS) as threads:
-        list(threads.map(served.token_s, [served.gateway] * 2 * SLOTS))
-    served_by = [served.count(i)["steps"] for i in (0, 1)]
-    assert all(served_by)
+    answers = served.ask_many(2 * SLOTS, lambda: None)
+    assert all(each.token_s for each in answers)
+    assert {each.instance for each in answers} == {"0", "1"}
+
+
+def test_what_waits_at_an_engine_that_hangs_is_answered_by_the_other(served: Served) -> None:
+    (engine,) = served.process(0).children(recursive=True)[-1:]
+    assert "EngineCore" in engine.name()
+    engine.suspend()  # its server goes on to answer /health
+    try:
+        answers = served.ask_many(SLOTS, lambda: None)
+        assert all(each.token_s and each.instance == "1" for each in answers)
+        assert served.num_ready() == 1
+    finally:
+        engine.resume()
+    served.wait(lambda: served.num_ready() == 2)
+
+
+def test_a_killed_engine_costs_only_what_it_was_writing_and_is_started_again(served: Served) -> None:
+    answers = served.ask_many(4 * SLOTS, served.process(1).kill)
+    whole = [each for each in answers if len(each.times) == LENGTH]
+    broken = [each for each in answers if each not in whole]
+    assert all(each.error == "instance_lost" and each.times and each.instance == "1" for each in broken)
+    assert len(whole) >= 3 * SLOTS
+    served.wait(lambda: served.num_ready() == 2)
+    assert [event for event in served.directory.events(1) if event["event"] == "restart"]

@@ -14,7 +14,6 @@ PER_STAGE = "recompute_{}_per_stage_micro_batch"
 
 ONE_MESH = (
     "llama tp2",
-    "llama tp4 num_query_groups=4",
     "llama tp2 sp",
     "llama pp2",
     "llama pp4",
@@ -24,10 +23,7 @@ ONE_MESH = (
     f"llama dp2 pp2 {GATHER}",
     f"llama dp4 {GATHER} ddp_bucket_size=2000",
     "llama cp2",
-    "llama cp2 tp2 sp dp2",
-    f"llama tp2 sp dp2 pp2 {MEAN}",
     "gpt pp2 split=[1,3]",
-    "gpt tp2 pp2 dp2 distopt=true",
 )
 INTERLEAVED = (
     "llama pp2 vpp=2 micro=2",
@@ -53,7 +49,6 @@ EXPERTS = (
     "moe cp2 ep2 dp2 moe_z_loss_coeff=0.01",
     "moe tp2 ep2 etp1 sp",
     "moe tp2 etp2 sp moe_z_loss_coeff=0.01",
-    "moe tp2 ep2 etp2 sp dp2",
     "moe tp2 ep2 etp1 sp moe_shared_expert_intermediate_size=32",
     "moe dp2 | ep2 dp2",
     "moe ep2 dp2 | tp2 ep2 etp1 sp",
@@ -67,15 +62,12 @@ MIXED = (
     "llama dp2 | dp3",
     "llama dp3 | dp2 split=[1,3]",
     "llama tp2 dp2 | dp4",
-    "llama dp6 | dp1 | dp1",
     "llama tp2 sp | dp2",
     "llama dp2 | tp2 sp",
-    "llama tp2 | dp2 | tp2 sp split=[1,1,2]",
     "llama tp2 | dp2 | cp2 | pp2 split=[1,1,1,0,1]",
     "llama pp2 dp2 | tp2",
     "llama pp2 | tp2 pp2 | dp2 split=[1,0,1,1,1]",
     "llama dp2 | tp2 chips=[emu-l,emu-m]",
-    f"llama tp2 dp2 | dp4 {GATHER}",
     "llama dp2 | tp2 distopt=true",
 )
 WITHOUT_LAYERS = (
@@ -90,7 +82,6 @@ UNLIKE_SEQUENCES = (
     "llama cp2 | tp2 sp",
     "llama tp2 | cp2",
     "llama cp4 | cp2 tp2",
-    f"llama cp4 | cp2 dp2 {MEAN}",
 )
 MEAN_LOSS = (
     f"llama dp2 | tp2 {MEAN}",
@@ -105,7 +96,6 @@ TIED = (
     f"gpt dp3 | tp4 distopt=true {MEAN}",
     f"gpt tp2 dp2 | dp4 {GATHER}",
     "gpt cp2 | dp2 distopt=true",
-    "llama tp2 | dp2 untie_embeddings_and_output_weights=false",
 )
 UNEVEN_MASKS = (
     "llama tp2 | dp2 mask=true",
@@ -117,7 +107,6 @@ UNEVEN_MASKS = (
 )
 MORE_IN_FLIGHT = (
     "llama tp2 | dp2 micro=2 slow=[]",
-    "llama tp2 | dp2 micro=2 slow=[0]",
     f"llama tp2 | dp2 | dp1 micro=2 slow=[0,1] {MEAN}",
     "llama tp2 | dp2 | dp1 micro=4 slow=[1]",
 )
@@ -126,7 +115,6 @@ OTHER_SETTINGS = (
     "llama tp2 sp | dp2 qk_layernorm=true",
     "llama tp2 | dp2 eval_interval=5 eval_iters=2",
     "llama tp2 | dp2 clip_grad=0.0",
-    "llama tp2 | dp2 clip_grad=0.1",
 )
 LAYOUTS = (
     *ONE_MESH,
@@ -143,6 +131,18 @@ LAYOUTS = (
     *OTHER_SETTINGS,
 )
 RARE = (
+    "llama tp4 num_query_groups=4",
+    "llama cp2 tp2 sp dp2",
+    f"llama tp2 sp dp2 pp2 {MEAN}",
+    "gpt tp2 pp2 dp2 distopt=true",
+    "moe tp2 ep2 etp2 sp dp2",
+    "llama dp6 | dp1 | dp1",
+    "llama tp2 | dp2 | tp2 sp split=[1,1,2]",
+    f"llama tp2 dp2 | dp4 {GATHER}",
+    f"llama cp4 | cp2 dp2 {MEAN}",
+    "llama tp2 | dp2 untie_embeddings_and_output_weights=false",
+    "llama tp2 | dp2 micro=2 slow=[0]",
+    "llama tp2 | dp2 clip_grad=0.1",
     "llama cp2 tp2",
     "llama dp3",
     f"llama dp2 {OVERLAP}",

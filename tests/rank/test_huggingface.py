@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from backends.megatron.pretrained import check_pretrained, read_pretrained
 from backends.megatron.shape import shape_from_arguments
 from flagvega.errors import ConfigError
 from flagvega.model.parameters import total_parameters
+from tests.rank.client import Server
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -178,7 +176,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def computed(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def computed(server: Server, root: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Logits of the product and of the reference, by family."""
     expected = {}
     tokens = torch.randint(0, 60, (2, 12), generator=torch.Generator().manual_seed(6))
@@ -188,16 +186,7 @@ def computed(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
         expected[name] = reference_logits(config, weights, tokens)
         (folder / "arguments.json").write_text(json.dumps(run_arguments(folder)))
         np.save(folder / "tokens.npy", tokens.numpy())
-    program = [sys.executable, str(Path(__file__).with_name("huggingface_logits.py"))]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*program, *(str(root / name) for name in CONFIGS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    server.call("tests.rank.huggingface_logits", [str(root / name) for name in CONFIGS], root / "log")
     return {name: (torch.from_numpy(np.load(root / name / "logits.npy")), expected[name]) for name in CONFIGS}
 
 
