@@ -7,10 +7,10 @@ requests whose first token came within ``--first-token-s`` and whose later ones 
 
 A router of theirs is asked for no more than so many requests a slot at once (1, or ``power_of_two:1.25``) and the rest
 is refused: by the bench itself, since vllm-router's own bound does not act on streams. Our gateway refuses what it
-expects to wait for half of the target. A run counts when its processes took less than 70 % of the host's CPUs and the
-emulated chips were late by less than 2 %. Rows are appended to ``--output``. ``--judge`` reads them, and fails where
-the gateway gave less than 0.95 of the sum of capacities (of what was asked, where that is less) or was not ahead of
-each policy.
+expects to wait for half of the target (or ``flagvega:0.75`` of it). A run counts when its processes took less than 70 %
+of the host's CPUs and the emulated chips were late by less than 2 %. Rows are appended to ``--output``. ``--judge``
+reads them, and fails where the gateway gave less than 0.95 of the sum of capacities (of what was asked, where that is
+less) or was not ahead of each policy.
 
 vllm-router has an environment of its own: python -m venv V && V/bin/pip install vllm-router==0.1.17, and then
 --router V/bin/vllm-router.
@@ -54,6 +54,8 @@ WARM_S = 8.0
 MAX_CPU_SHARE = 0.7
 MAX_LATE_SHARE = 0.02
 LEAST_SHARE = 0.95
+REFUSED_AT = 0.5
+"""Of the target, the expected wait beyond which our gateway is told to refuse."""
 ALL = 1_000_000
 
 
@@ -101,9 +103,10 @@ async def measure_alone(engine: Engine, seconds: float) -> Able:
 
 def router_argv(name: str, engines: Sequence[Engine], able: Sequence[Able], port: int, arguments: Any) -> list[str]:
     """The command of a router in front of engines."""
-    if name != OURS:
+    policy, _, number = name.partition(":")
+    if policy != OURS:
         words = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
-        words += ["--policy", name.partition(":")[0]]
+        words += ["--policy", policy]
         # Theirs are for hundreds of requests; with these, unlike loads are noticed at this scale too.
         words += ["--balance-abs-threshold", "4", "--balance-rel-threshold", "1.2", "--disable-retries"]
         return [arguments.router, "--worker-urls", *(each.url for each in engines), *words, "--log-level", "error"]
@@ -115,7 +118,7 @@ def router_argv(name: str, engines: Sequence[Engine], able: Sequence[Able], port
     settings = {
         "port": port,
         "instances": facts,
-        "waiting": {"first_token_s": arguments.first_token_s / 2},
+        "waiting": {"first_token_s": float(number or REFUSED_AT) * arguments.first_token_s},
         "probing": {"slow_start_s": 0},
     }
     file = Path(arguments.folder) / f"gateway-{port}.json"
@@ -145,8 +148,8 @@ async def measure(
     """One router under one load."""
     port, model = free_port(), engines[0].model
     requests = draw(seed, f"{name} {per_s}", per_s, WARM_S + arguments.seconds)
-    bound = float(name.partition(":")[2] or 1)
-    most = ALL if name == OURS else round(bound * sum(each.slots for each in engines))
+    policy, _, number = name.partition(":")
+    most = ALL if policy == OURS else round(float(number or 1) * sum(each.slots for each in engines))
     argv = router_argv(name, engines, able, port, arguments)
     with started(argv, Path(arguments.folder) / f"{name}.log"):
         url = f"http://127.0.0.1:{port}"
