@@ -26,6 +26,7 @@ OPTIONS: Mapping[str, str] = {
     "force": "true: stop without waiting for a checkpoint",
     "grace_s": "seconds that ranks get to save when a run is stopped (120)",
     "rank": "whose log: a rank's number, all (default) or launcher",
+    "trial": "whose logs of a search: a trial's number (the running or the last one)",
     "lines": "how many last lines of a log (20)",
     "follow": "true: go on showing a log as it grows",
     "steps": "how many steps action=test takes (5)",

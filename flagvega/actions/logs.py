@@ -8,6 +8,7 @@ from pathlib import Path
 from flagvega.actions.call import Answer, Call
 from flagvega.errors import ConfigError, Fault
 from flagvega.run.directory import Run, RunDirectory, find_runs
+from flagvega.tune.folder import read_search
 
 POLL_S = 0.2
 
@@ -24,13 +25,27 @@ def act(call: Call) -> Answer:
     if call.json:
         raise ConfigError(Fault("one JSON document never ends while it follows", "command line: follow"))
     print(*shown, sep="\n", flush=True)
-    _follow(files, find_runs(call.run_dir))
+    _follow(files, _directories(call))
     return Answer({})
+
+
+def _directories(call: Call) -> list[RunDirectory]:
+    """The runs of the directory; of a search the trial that is named, else the newest where nothing else has run."""
+    searched = read_search(call.run_dir)
+    found = find_runs(call.run_dir)
+    if "trial" not in call.command.options and (found or searched is None):
+        return found
+    trials = {int(path.name): path for path in searched[0].runs()} if searched else {}
+    number = call.number("trial", max(trials, default=0))
+    if number not in trials:
+        known = f"there are {', '.join(map(str, trials))}" if trials else ""
+        raise ConfigError(Fault(f"there is no trial {number}", "command line: trial", known))
+    return find_runs(trials[number])
 
 
 def _find_logs(call: Call) -> dict[str, Path]:
     wanted = call.command.options.get("rank", "all")
-    directories = find_runs(call.run_dir)
+    directories = _directories(call)
     if not directories:
         raise ConfigError(Fault("nothing has run here", str(call.run_dir)))
     found: dict[str, Path] = {}

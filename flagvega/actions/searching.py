@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +15,16 @@ from flagvega.actions.call import Call
 from flagvega.config.blocks import AutoTuner
 from flagvega.config.spec import Spec
 from flagvega.errors import ExitCode, Fault, PreflightError
-from flagvega.records import Lock, write_text
+from flagvega.records import write_text
 from flagvega.run.directory import RunDirectory
 from flagvega.run.processes import kill_processes
+from flagvega.tune.folder import FOLDER, Search, SearchFolder, State
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import Order, shuffled
 from flagvega.tune.study import Study, Trial
 from flagvega.tune.tuner import Budget, Tuner
 from flagvega.tune.view import View
 
-FOLDER = "auto_tuner"
 REPORT = "report/tune.html"
 
 
@@ -38,28 +39,42 @@ def search(call: Call, make: Callable[[Study], Tuner], opening: Callable[[Tuner]
 
     However it ends, ``report/tune.html`` is written. NoPlanError when nothing ran.
     """
-    root = call.spec.exp_dir / FOLDER
+    folder = SearchFolder(call.spec.exp_dir / FOLDER)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        folder.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(root))) from error
+        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(folder.root))) from error
     signal.signal(signal.SIGTERM, _terminate)
     # Whoever starts the tuner in the background may have told it to ignore this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with Lock(root / "lock"):
-        study = Study.open(root)
+    with folder.lock:
+        study = Study.open(folder.root)
         _clear_interrupted(study)
         tuner = make(study)
         for line in opening(tuner):
             call.say(line)
-        with View(call.console, tuner) as view:
-            tuner.watch = view.update
-            try:
-                return tuner, tuner.search()
-            finally:
-                report = call.spec.exp_dir / REPORT
-                report.parent.mkdir(parents=True, exist_ok=True)
-                write_text(report, page(tuner))
+        return tuner, _search(call, folder, tuner, page)
+
+
+def _search(call: Call, folder: SearchFolder, tuner: Tuner, page: Callable[[Tuner], str]) -> Trial:
+    """Search, and leave a record of how it ended and a report, however it ends."""
+    num_candidates, report = tuner.progress.pool.num_legal, call.spec.exp_dir / REPORT
+    report.parent.mkdir(parents=True, exist_ok=True)
+    search = Search(call.spec.name, tuner.base_key, tuner.unit, num_candidates, started=time.time())
+    folder.write(search)
+    state: State = "failed"
+    with View(call.console, tuner) as view:
+        tuner.watch = view.update
+        try:
+            best = tuner.search()
+            state = "done"
+            return best
+        except (KeyboardInterrupt, SystemExit):
+            state = "stopped"
+            raise
+        finally:
+            folder.write(search, state=state, reason=tuner.progress.ended, ended=time.time())
+            write_text(report, page(tuner))
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

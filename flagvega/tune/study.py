@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,12 +103,6 @@ class Study:
         """Of all trials."""
         return {trial.key for trial in self.trials}
 
-    @property
-    def best(self) -> Trial | None:
-        """The fastest."""
-        good = [trial for trial in self.trials if trial.status == "ok" and trial.time_s is not None]
-        return min(good, key=lambda trial: trial.time_s or 0.0, default=None)
-
     def next_number(self) -> int:
         """Of a new trial."""
         return max((trial.number for trial in self.trials), default=0) + 1
@@ -119,6 +113,22 @@ class Study:
 
 
 _TUPLES = ("steps", "busy", "notes")
+
+
+def trials_of(trials: Iterable[Trial], base_key: str) -> list[Trial]:
+    """Those of one question: alike in everything that no candidate changes."""
+    return [trial for trial in trials if trial.key.startswith(f"{base_key}-")]
+
+
+def best_of(trials: Iterable[Trial]) -> Trial | None:
+    """The fastest."""
+    good = [trial for trial in trials if trial.status == "ok" and trial.time_s is not None]
+    return min(good, key=lambda trial: trial.time_s or 0.0, default=None)
+
+
+def words(values: Mapping[str, object]) -> str:
+    """The choices of a candidate, in short."""
+    return ", ".join(str(value) if name == "meshes" else f"{name} {value}" for name, value in values.items())
 
 
 def _csv(trials: list[Trial]) -> str:

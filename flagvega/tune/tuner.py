@@ -17,7 +17,7 @@ from flagvega.errors import ConfigError, Fault, NoPlanError
 from flagvega.tune.candidates import Point, Seen
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import Guided, Order, replay
-from flagvega.tune.study import Outcome, Study, Trial
+from flagvega.tune.study import Outcome, Study, Trial, best_of, trials_of
 
 MIN_GAIN = 0.001
 """A trial is better than the best when it is so by this share."""
@@ -80,9 +80,8 @@ class Tuner:
 
     def search(self) -> Trial:
         """Try until the search ends; the best trial. NoPlanError when nothing ran."""
-        progress, study = self.progress, self.progress.study
-        ours = [trial for trial in study.trials if trial.key.startswith(f"{self.base_key}-")]
-        progress.num_before = replay(progress.order, progress.pool, ours, self.key_of)
+        progress = self.progress
+        progress.num_before = replay(progress.order, progress.pool, self.trials, self.key_of)
         while not (why := self._over()):
             seen = progress.order.next()
             if seen is None:
@@ -99,13 +98,12 @@ class Tuner:
     @property
     def trials(self) -> list[Trial]:
         """Those of this very question."""
-        return [trial for trial in self.progress.study.trials if trial.key.startswith(f"{self.base_key}-")]
+        return trials_of(self.progress.study.trials, self.base_key)
 
     @property
     def best(self) -> Trial | None:
         """The fastest of them."""
-        good = [trial for trial in self.trials if trial.status == "ok"]
-        return min(good, key=lambda trial: trial.time_s or 0.0, default=None)
+        return best_of(self.trials)
 
     def key_of(self, point: Point) -> str:
         """What a record of a candidate is known by."""

@@ -18,7 +18,7 @@ from flagvega.report.planning import seconds
 from flagvega.report.progress import duration
 from flagvega.report.tuning import TrialRow, tuning_page
 from flagvega.tune.search import Guided
-from flagvega.tune.study import Trial
+from flagvega.tune.study import Trial, words
 from flagvega.tune.tuner import Progress, Tuner
 
 SHOWN = 12
@@ -101,11 +101,6 @@ def trial_line(trial: Trial, best: Trial | None, unit: str) -> str:
     expected = f", expected {seconds(trial.corrected_s)}" if trial.predicted_s and trial.corrected_s else ""
     slow = " (clearly slower)" if trial.status == "worse" else ""
     return f"trial {trial.number}: {seconds(trial.time_s)} a {unit}{slow}{expected}{mark} ({words(trial.values)})"
-
-
-def words(values: Mapping[str, object]) -> str:
-    """The choices of a candidate, in short."""
-    return ", ".join(str(value) if name == "meshes" else f"{name} {value}" for name, value in values.items())
 
 
 def summary_lines(tuner: Tuner, best: Trial, paths: Mapping[str, Path]) -> tuple[str, ...]:

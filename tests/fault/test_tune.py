@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -100,6 +101,48 @@ def test_so_does_a_search_with_the_real_engine(tmp_path):
     trials = read_trials(tmp_path)
     assert trials[: len(seen)] == seen
     assert sorted(trial["values"]["micro_batch_size"] for trial in trials) == [1, 2, 4]
+    assert relatives(tmp_path) == []
+
+
+def test_another_shell_sees_a_search_reads_its_logs_and_stops_it(tmp_path):
+    conf = write_search(tmp_path, "{step_s: [0.03, 60]}")
+    here = f"run_dir={tmp_path}/out"
+    process = search(conf)
+    deadline = time.monotonic() + 30.0
+    while not (tmp_path / "out/auto_tuner/trials/002/events/rank-0.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    seen = json.loads(call(None, "action=status", here, "output=json").stdout)["search"]
+    logs = json.loads(call(None, "action=logs", here, "output=json").stdout)["logs"]
+    first = call(None, "action=logs", here, "trial=1", "rank=0")
+    stopped = call(None, "action=stop", here)
+    process.communicate(timeout=30.0)
+    after = json.loads(call(None, "action=status", here, "output=json").stdout)["search"]
+
+    assert (seen["state"], seen["num_trials"], seen["best"]["trial"]) == ("running", 1, 1)
+    assert [Path(path).name for path in seen["running"]] == ["002"]
+    assert "trials/002/" in logs["0"]["file"]
+    assert "trials/001/" in first.stdout
+    assert "rank 0 begins" in first.stdout
+    assert stopped.stdout == "search: stopped\n"
+    assert process.returncode == 143
+    assert (after["state"], after["running"]) == ("stopped", [])
+    assert relatives(tmp_path) == []
+
+
+def test_the_search_of_a_dead_tuner_is_told_and_cleared(tmp_path):
+    conf = write_search(tmp_path, "{step_s: [0.9, 0.8]}")
+    process = search(conf)
+    while not (tmp_path / "out/auto_tuner/trials/001/metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+
+    died = call(None, "action=status", f"run_dir={tmp_path}/out")
+    stopped = call(None, "action=stop", f"run_dir={tmp_path}/out")
+
+    assert "died" in died.stdout
+    assert stopped.stdout == "search: already stopped\n"
     assert relatives(tmp_path) == []
 
 
