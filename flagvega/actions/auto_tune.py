@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flagvega.actions import run as run_action
+from flagvega.actions import tune_serving
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import decide
 from flagvega.actions.searching import FOLDER, REPORT, budget_of, document, make_order, search, settings_of
@@ -34,6 +35,8 @@ from flagvega.tune.view import summary_lines, tune_page
 
 def act(call: Call) -> Answer:
     """Tune in ``<exp_dir>/auto_tuner``, and run the best at the end where that is asked for."""
+    if call.serves:
+        return tune_serving.act(call)
     spec = call.spec
     if spec.runner.nnodes > 1:
         fix = "tune on one host, or give the chips of all hosts to action=plan"

@@ -47,9 +47,9 @@ class Decision:
     warnings: tuple[str, ...]
 
 
-def run(call: Call) -> Answer:
-    """Start the instances, and stay until they end; detach=true returns at once."""
-    decision = decide(call)
+def run(call: Call, given: Spec | None = None) -> Answer:
+    """Start the instances, and stay until they end; detach=true returns at once. ``given``: see :func:`decide`."""
+    decision = decide(call, given)
     watch: dict[str, Any] = {"chips": [instance.chip for instance in decision.plan.instances]}
     prompts: list[str] = decision.launch.job.files.get(BATCH_FILE, {}).get("prompts", [])
     if prompts:
@@ -79,7 +79,7 @@ def ready(call: Call, decision: Decision, watch: Mapping[str, Any]) -> RunDirect
     :raises ConfigError: when a model is not there or the chips do not compute it.
     :raises PreflightError: when the host is not ready.
     """
-    faults = [*call.server.check_host(), *_check_ports(decision), *check_devices(decision.cluster.nodes[0])]
+    faults = [*call.server.check_host(), *check_ports(decision), *check_devices(decision.cluster.nodes[0])]
     if missing := call.server.check_files(decision.spec, decision.plan.instances):
         raise ConfigError(missing)
     if faults:
@@ -153,7 +153,8 @@ def _check_gateway(spec: Spec, job: Job) -> None:
             raise ConfigError(faults) from error
 
 
-def _check_ports(decision: Decision) -> list[Fault]:
+def check_ports(decision: Decision) -> list[Fault]:
+    """Whether all addresses of a run are free."""
     instances, key = decision.plan.instances, "engine_args.port"
     found = [fault for each in instances for fault in check_port(each.host, each.port, key)]
     if has_gateway(decision.spec, decision.plan):

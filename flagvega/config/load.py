@@ -48,8 +48,6 @@ def build_spec(draft: Draft, keys: Mapping[str, Key]) -> Spec:
     arguments, paths = read_arguments(values, keys, report)
     report.raise_faults()
     assert experiment is not None
-    if experiment.auto_tuner is not None:
-        blocks["auto_tuner"] = asdict(experiment.auto_tuner)
     return replace(_spec(draft, experiment, blocks, report, paths), arguments=arguments)
 
 
@@ -142,6 +140,7 @@ def _spec(
     paths: Mapping[str, str],
 ) -> Spec:
     """What every spec has; ``paths`` are those of arguments, by their names."""
+    tuner = {"auto_tuner": asdict(experiment.auto_tuner)} if experiment.auto_tuner is not None else {}
     return Spec(
         name=experiment.exp_name,
         exp_dir=exp_dir(experiment),
@@ -150,7 +149,7 @@ def _spec(
         envs=experiment.envs,
         cmds=experiment.cmds,
         arguments={},
-        blocks=blocks,
+        blocks={**blocks, **tuner},
         where=dict(draft.places) | report.included | {name: report.place(path) for name, path in paths.items()},
         composed=draft.composed,
         warnings=tuple(report.warnings),

@@ -54,6 +54,11 @@ class Bench:
         _pipe(self.process.stdout).close()
         self.process = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be asked."""
+        return self.process is not None and self.process.poll() is None
+
     def wait(self) -> None:
         """Until it can take a load: importing the engine takes seconds of the processors that a server shares.
 

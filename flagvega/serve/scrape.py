@@ -86,6 +86,12 @@ def describe(grown: Scrape, seconds: float, names: Mapping[str, str]) -> dict[st
     return found
 
 
+def find_label(text: str, label: str) -> str | None:
+    """The value of the first label of this name."""
+    match = re.search(rf'[{{,]{re.escape(label)}="([^"]*)"', text)
+    return match[1] if match else None
+
+
 def _sum(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[Any, float]:
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
 

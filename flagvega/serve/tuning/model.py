@@ -1,0 +1,222 @@
+"""What trials teach about engines: what a step costs; from that, what traffic any other configuration would bear.
+
+A trial shows what a step of its engine costs by the sequences and the prompts in it (``steps``). That does not depend
+on how many of them the scheduler takes at once, so the simulation that plans go by predicts every other
+``max_num_seqs`` and ``max_num_batched_tokens`` from it. What else a setting changes, factors learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import exp, inf, log
+from typing import Any, Final
+
+import numpy as np
+
+from flagvega.layout.serving import Instance
+from flagvega.serve.curve import DEFAULT_SLOTS, DEFAULT_STEP_TOKENS, Curve, ServeProfile, curve_of
+from flagvega.serve.forecast import Member, forecast
+from flagvega.serve.traffic import Targets, Traffic, draw, judge
+from flagvega.serve.tuning.clients import forecast_clients
+from flagvega.serve.tuning.score import seconds_per_good
+from flagvega.serve.tuning.steps import TYPICAL, StepSums, fit_steps
+from flagvega.tune.candidates import Choice, Expected, Settings, Sight, read_settings
+from flagvega.tune.learn import Features, Model
+from flagvega.tune.search import Guided
+from flagvega.tune.study import Trial
+
+SIMULATED: Final = ("tensor_parallel_size", "pipeline_parallel_size", "num_replicas", "max_num_seqs",
+                    "max_num_batched_tokens")  # fmt: skip
+"""Settings whose effect the simulation knows."""
+KNOWN: Final = 0.3
+"""Of what another setting may change a time by, what one of these still may."""
+STEP_SD: Final[Mapping[str, float]] = {"trial": 0.03, "profile": 0.1, "other": 0.35, "nothing": 0.7}
+"""Deviation of the logarithm of a step's seconds, by where the curve comes from."""
+SPEEDUP: Final = 0.5
+"""Exponent of devices in the speed of an instance of which only one with other degrees is known."""
+OVERHEAD_S: Final = 0.005
+"""Of a first token, beside its steps."""
+FAR: Final = 256
+MOST: Final = 1.5
+"""A measured time counts at most so many times e above or below what was predicted: beyond, it says little more."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Instances of one form have steps alike."""
+
+    service: str
+    chip: str
+    tp: int = 1
+    pp: int = 1
+
+
+@dataclass(frozen=True)
+class Seat:
+    """An instance as the simulation has it."""
+
+    form: Form
+    slots: int
+    step_tokens: int
+
+
+def seats_of(instances: Sequence[Instance], arguments: Mapping[str, Mapping[str, Any]]) -> tuple[Seat, ...]:
+    """Of instances, whose services have these arguments."""
+    return tuple(
+        Seat(
+            Form(each.service, each.chip, each.tp, each.pp),
+            int(arguments[each.service].get("max_num_seqs") or DEFAULT_SLOTS),
+            int(arguments[each.service].get("max_num_batched_tokens") or DEFAULT_STEP_TOKENS),
+        )
+        for each in instances
+    )
+
+
+@dataclass
+class Knowledge:
+    """Of one search: the traffic, and what is known of engines."""
+
+    traffic: Traffic
+    targets: Targets
+    profile: ServeProfile | None = None
+    sums: dict[Form, StepSums] = field(default_factory=dict)
+    caches: dict[Form, int] = field(default_factory=dict)
+    """Tokens that the KV cache holds."""
+    taught: list[tuple[Configuration, Trial]] = field(default_factory=list)
+    _times: dict[tuple[Seat, ...], tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.requests = draw(self.traffic)
+
+    def learn(self, configuration: Configuration, trial: Trial) -> None:
+        """One more trial."""
+        self.taught.append((configuration, trial))
+        forms = {seat.form for seat in configuration.seats}
+        if len(forms) == 1 and (steps := trial.details.get("steps")):
+            form = forms.pop()
+            sums = StepSums(tuple(map(tuple, steps["xx"])), tuple(steps["xy"]), steps["num"])
+            self.sums[form] = self.sums.get(form, StepSums()) + sums
+            if cache := trial.details.get("cache_tokens"):
+                self.caches[form] = cache
+        self._times.clear()
+
+    def time_s(self, seats: tuple[Seat, ...]) -> tuple[float, float]:
+        """(seconds for each good request, the same if steps are a deviation shorter)."""
+        if seats not in self._times:
+            found = [self._curve(seat) for seat in seats]
+            self._times[seats] = (
+                self._simulate(seats, [curve for curve, _ in found]),
+                self._simulate(seats, [_faster(curve, exp(-deviation)) for curve, deviation in found]),
+            )
+        return self._times[seats]
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was measured yet."""
+        return not self.sums and self.profile is None
+
+    def _simulate(self, seats: Sequence[Seat], curves: Sequence[Curve]) -> float:
+        members = [Member(curve, seat.slots) for seat, curve in zip(seats, curves, strict=True)]
+        if self.traffic.concurrency:
+            answers, duration_s = forecast_clients(members, self.requests, self.traffic.concurrency)
+        else:
+            found = forecast(members, self.requests)
+            answers, duration_s = found.answers, found.duration_s
+        outcome = judge(self.traffic, self.requests, answers, self.targets, duration_s)
+        return seconds_per_good(self.traffic, self.targets, outcome)
+
+    def _curve(self, seat: Seat) -> tuple[Curve, float]:
+        """(the steps of an instance, deviation of the logarithm of their seconds)."""
+        form = seat.form
+        cache = self.caches.get(form)
+        if form in self.sums:
+            return _line(fit_steps(self.sums[form]), seat, cache), STEP_SD["trial"]
+        rows = self.profile.instances if self.profile else ()
+        for row in rows:
+            if (row.service, row.chip, row.tp, row.pp) == (form.service, form.chip, form.tp, form.pp):
+                return replace(curve_of(row), step_tokens=seat.step_tokens), STEP_SD["profile"]
+        for other, sums in self.sums.items():
+            if (other.service, other.chip) == (form.service, form.chip):
+                gain = (form.tp * form.pp / (other.tp * other.pp)) ** SPEEDUP
+                return _faster(_line(fit_steps(sums), seat, cache), 1 / gain), STEP_SD["other"]
+        return _line(TYPICAL, seat, cache), STEP_SD["nothing"]
+
+
+def _line(fitted: Sequence[float], seat: Seat, cache_tokens: int | None) -> Curve:
+    base, sequence, prompt = fitted
+    steps = ((1, base + sequence), (FAR, base + FAR * sequence))
+    return Curve(steps, prompt, OVERHEAD_S, seat.step_tokens, cache_tokens)
+
+
+def _faster(curve: Curve, factor: float) -> Curve:
+    """With all of its seconds multiplied."""
+    steps = tuple((number, seconds * factor) for number, seconds in curve.steps)
+    return replace(curve, steps=steps, prompt_token_s=curve.prompt_token_s * factor)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A candidate: settings, and the instances that they make. A family of one."""
+
+    settings: Settings
+    seats: tuple[Seat, ...]
+    knowledge: Knowledge = field(repr=False, compare=False)
+    part: Any = field(default=None, repr=False, compare=False)
+    """What a trial of it is started with."""
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def features(self) -> Features:
+        """Each setting; less of those that the simulation knows about."""
+        found: dict[tuple[Any, ...], float] = {("step",): 1.0}
+        for name, value in self.settings:
+            found["setting", name, str(value)] = KNOWN if name.rpartition(".")[2] in SIMULATED else 1.0
+        return found
+
+    @property
+    def choices(self) -> set[tuple[str, str]]:
+        """Each setting."""
+        return {(name, str(value)) for name, value in self.settings}
+
+    def point(self, i: int) -> Choice:
+        """The only one."""
+        return Choice(self.settings)
+
+    def position(self, record: Mapping[str, Any]) -> int | None:
+        """By its settings."""
+        return 0 if read_settings(record) == self.settings else None
+
+    def expect(self, model: Model) -> Expected:
+        """By the simulation."""
+        time_s, low_s = self.knowledge.time_s(self.seats)
+        return Expected(np.array([time_s]), np.array([log(time_s / low_s)]), np.zeros(1))
+
+    def look(self, i: int, model: Model) -> Sight:
+        """By the simulation."""
+        time_s, _ = self.knowledge.time_s(self.seats)
+        return Sight(None if self.knowledge.is_blank else time_s, time_s, None)
+
+    def teach(self, model: Model, i: int, trial: Trial) -> None:
+        """What is known of steps changes all predictions, so that the factors are learned anew."""
+        self.knowledge.learn(self, trial)
+        model.steps.rows.clear()
+        for configuration, each in self.knowledge.taught:
+            assert each.time_s is not None
+            expected_s, _ = self.knowledge.time_s(configuration.seats)
+            ratio = max(-MOST, min(MOST, log(each.time_s / expected_s)))
+            model.learn_step(configuration.features, exp(ratio), 1.0)
+
+
+@dataclass
+class GuidedByTraffic(Guided):
+    """As for layouts; and nothing can be better than to answer all requests in time."""
+
+    least_s: float = 0.0
+
+    def bound_s(self) -> float:
+        """What none of the rest is likely to undercut."""
+        bound_s = super().bound_s()
+        return bound_s if bound_s == inf else max(bound_s, self.least_s)
