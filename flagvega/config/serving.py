@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from flagvega.config.arguments import take_argument
@@ -39,6 +39,18 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """``capacity`` of an entry: what one of its instances can do, where that is known."""
+
+    prefill_tokens_per_s: float | None = field(default=None, metadata={"minimum": 1})
+    """Tokens of prompts that it reads in a second."""
+    decode_tokens_per_s: float | None = field(default=None, metadata={"minimum": 1})
+    """Tokens that all of its slots (`max_num_seqs`) give together in a second."""
+    step_s: float | None = None
+    """Time per token of a request that is alone."""
+
+
+@dataclass(frozen=True)
 class ServeEntry:
     """One entry of ``serve``."""
 
@@ -57,6 +69,8 @@ class ServeEntry:
     """Kind of chip that it runs on; without it, the first that is free."""
     role: Role = "both"
     """What its instances do of a request: `prefill` reads the prompt, `decode` writes the answer."""
+    capacity: Capacity = field(default_factory=Capacity)
+    """What the gateway begins with; without it, with what `action=profile` measured, or a guess. It keeps learning."""
 
 
 def read_services(
@@ -118,7 +132,8 @@ def _service(
             elif value is not None:
                 take_argument(keys[name], value, f"{prefix}.{key}", arguments, where, report)
     number = entry.resources.num_replicas
-    service = Service(entry.serve_id, entry.engine, arguments, number, entry.chip, entry.role)
+    capacity = {name: value for name, value in asdict(entry.capacity).items() if value is not None}
+    service = Service(entry.serve_id, entry.engine, arguments, number, entry.chip, entry.role, capacity)
     devices, asked = service.num_devices, entry.resources.num_gpus
     if asked and keys and asked != devices:
         what = f"num_gpus is {asked}, but tensor_parallel_size x pipeline_parallel_size is {devices}"

@@ -70,6 +70,8 @@ class Service:
     chip: str | None = None
     role: Role = "both"
     """What its instances do of a request: read the prompt, write the answer, or both."""
+    capacity: Mapping[str, float] = field(default_factory=dict)
+    """What the user says of an instance: ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``step_s``."""
 
     @property
     def tp(self) -> int:

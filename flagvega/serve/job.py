@@ -76,11 +76,13 @@ def _batch(spec: Spec, instances: list[dict[str, Any]]) -> dict[str, Any]:
 def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:
     """The gateway's own file: what the YAML says, and the instances."""
     slots = {service.name: service.arguments.get("max_num_seqs") for service in spec.services}
+    said = {service.name: service.capacity for service in spec.services}
     measured = measured_forms(spec)
     instances = [
         {"id": each.id, "url": each.url, "chip": each.chip, "role": each.role}
         | ({"slots": slots[each.service]} if slots[each.service] else {})
         | _capacity(measured.get((each.chip, each.tp, each.pp)), slots[each.service])
+        | dict(said[each.service])
         for each in plan.instances
     ]
     given = {name: value for name, value in spec.blocks.get("gateway", {}).items() if value not in ({}, None)}
@@ -89,7 +91,7 @@ def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:
 
 
 def measured_forms(spec: Spec) -> dict[tuple[str, int, int], Row]:
-    """What is known of instances of the model by chip and degrees: of the YAML's profile, or of that of the run's folder.
+    """What was measured of the model by chip and degrees: in the profile of the YAML, else in that of the folder.
 
     :raises ConfigError: when the profile cannot be read.
     """

@@ -93,6 +93,18 @@ def test_several_instances_have_a_gateway_in_front_and_one_has_where_it_is_asked
     assert "job/gateway.json" in dryrun([service(chip="cpu")], gateway={"port": 9999})["files"]
 
 
+def test_what_is_said_of_a_services_capacity_the_gateway_begins_with(dryrun: Dryrun) -> None:
+    fast = {**service("a", chip="cpu"), "capacity": {"decode_tokens_per_s": 440, "step_s": 0.04}}
+    settings = json.loads(dryrun([fast, service("b", chip="cpu")])["files"]["job/gateway.json"])
+    known, unknown = settings["instances"]
+    assert (known["decode_tokens_per_s"], known["step_s"]) == (440, 0.04)
+    assert "decode_tokens_per_s" not in unknown
+    wrong = {**service(chip="cpu"), "capacity": {"decode_tokens_per_s": 0, "tokens": 3}}
+    faults = whats(dryrun([wrong], ExitCode.CONFIG))
+    assert "serve[0].capacity.tokens" in faults
+    assert "serve[0].capacity.decode_tokens_per_s" in faults
+
+
 def test_mistakes_in_the_gateways_block_are_named(dryrun: Dryrun) -> None:
     faults = whats(dryrun([service(chip="cpu")], ExitCode.CONFIG, gateway={"limits": {"body_byte": 5}}))
     assert "exp.yaml:" in faults
