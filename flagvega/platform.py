@@ -136,6 +136,13 @@ class Platform(ABC):
         """Environment of an instance on these local devices, the ``place``-th of those that share the host."""
         return {name: ",".join(map(str, devices)) for name in self.visible_devices_env}
 
+    def lateness(self, logs: Path) -> tuple[float, float] | None:
+        """(seconds that emulated chips took, seconds that their host was late), of the instances whose logs are there.
+
+        None where chips take the time they take.
+        """
+        return None
+
     def telemetry(self, index: int) -> Telemetry:
         """A reading of device ``index``; empty where no tool tells."""
         return Telemetry()

@@ -22,6 +22,7 @@ from flagvega.actions.call import Call
 from flagvega.config.spec import Spec
 from flagvega.errors import PreflightError
 from flagvega.launch.script import secrets
+from flagvega.platform import find_chip, platforms
 from flagvega.records import write_json
 from flagvega.run.directory import RunDirectory
 from flagvega.run.prepare import prepare
@@ -40,7 +41,11 @@ POLL_S: Final = 0.1
 WARM_UP: Final = 8
 """Requests at once before the load that is measured, with answers of so many tokens at most."""
 LATE_S: Final = 0.25
-"""A load whose requests were sent later than this is not the one asked for: the host is busy. It is repeated once."""
+"""A load whose requests were sent later than this is not the one asked for: the host was busy."""
+LATE: Final = 0.02
+"""The same of emulated chips: of their time, what their host was late by."""
+TIMES: Final = 2
+"""A load is put on a configuration at most so often, until its times count."""
 LEAVE_S: Final = 75.0
 ASK_S: Final = 5.0
 ERROR: Final = re.compile(r"\b(\w*(?:Error|Exception): .+)$")
@@ -111,21 +116,38 @@ def _measure(directory: RunDirectory, decision: serve.Decision, process: subproc
     def put(traffic: Traffic) -> Outcome:
         return load.bench.measure(url, first["model"], str(Path(tokenizer).expanduser()), traffic, load.targets)
 
+    def late() -> tuple[float, float]:
+        logs = directory.log_dir(decision.cluster.nodes[0].host)
+        counts = [
+            platforms.get(name).lateness(logs) for name in {find_chip(each.chip).vendor for each in plan.instances}
+        ]
+        return sum(count[0] for count in counts if count), sum(count[1] for count in counts if count)
+
     try:
         put(_warm_up(load.traffic))
-        notes = []
-        outcome = put(load.traffic)
-        if outcome.late_s > LATE_S:
-            notes.append(f"requests were sent up to {outcome.late_s:.2f} s late: measured a second time")
-            outcome = put(replace(load.traffic))
+        for _ in range(TIMES):
+            before = late()
+            outcome = put(load.traffic)
+            invalid = _invalid(outcome, before, late())
+            if not invalid:
+                break
     except LoadError as error:
-        if process.poll() is not None:
-            return None
-        return TrialOutcome("crash", str(error))
+        return None if process.poll() is not None else TrialOutcome("crash", str(error))
     if process.poll() is not None:
         return None
     write_json(directory.root / "measured.json", outcome_facts(outcome))
-    return _judged(outcome, load, first, len(instances), tuple(notes))
+    judged = _judged(outcome, load, first, len(instances))
+    return replace(judged, status="invalid_timing", reason=invalid, time_s=None) if invalid else judged
+
+
+def _invalid(outcome: Outcome, before: tuple[float, float], after: tuple[float, float]) -> str:
+    """Why the times of a load do not count; empty when they do."""
+    if outcome.late_s > LATE_S:
+        return f"the host was busy: requests were sent up to {outcome.late_s:.2f} s late"
+    took_s, late_s = after[0] - before[0], after[1] - before[1]
+    if late_s > LATE * took_s:
+        return f"the host was busy: {late_s:.2f} s late in {took_s:.1f} s of emulated chips"
+    return ""
 
 
 def _warm_up(traffic: Traffic) -> Traffic:
@@ -134,8 +156,7 @@ def _warm_up(traffic: Traffic) -> Traffic:
     return replace(traffic, output_tokens=shortest, rate_per_s=None, concurrency=WARM_UP, num_requests=WARM_UP)
 
 
-def _judged(outcome: Outcome, load: Load, first: Mapping[str, Any], num_instances: int,
-            notes: tuple[str, ...]) -> TrialOutcome:  # fmt: skip
+def _judged(outcome: Outcome, load: Load, first: Mapping[str, Any], num_instances: int) -> TrialOutcome:
     """The load in the words of a search."""
     if outcome.failures == outcome.num_requests:
         return TrialOutcome("crash", f"no request was answered: {outcome.answers[0].error}"[:300])
@@ -155,7 +176,7 @@ def _judged(outcome: Outcome, load: Load, first: Mapping[str, Any], num_instance
     # Of a share of so many requests; of times, nothing is said.
     half = 1.96 * (share * (1 - share) / outcome.num_requests) ** 0.5 / max(share, 1e-9)
     return TrialOutcome(
-        "ok", time_s=time_s, half_width_s=time_s * half, tokens_per_s=outcome.output_tokens_per_s, notes=notes,
+        "ok", time_s=time_s, half_width_s=time_s * half, tokens_per_s=outcome.output_tokens_per_s,
         facts=facts,
         details={
             "steps": asdict(sum_steps(outcome.answers, num_instances)),

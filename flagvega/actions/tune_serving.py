@@ -11,7 +11,7 @@ from typing import Any
 
 from flagvega.actions import serve
 from flagvega.actions.call import Answer, Call
-from flagvega.actions.searching import FOLDER, REPORT, budget_of, document, make_order, search, settings_of
+from flagvega.actions.searching import REPORT, budget_of, document, make_order, search, settings_of
 from flagvega.actions.serve_trials import Load, run_trial, trial_spec
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault, NoPlanError, PreflightError
@@ -27,6 +27,7 @@ from flagvega.serve.tuning.model import Configuration, GuidedByTraffic, Knowledg
 from flagvega.serve.tuning.score import UNIT, least_s
 from flagvega.serve.tuning.space import Space, read_space, with_settings
 from flagvega.tune.candidates import Seen, Settings, read_settings
+from flagvega.tune.folder import FOLDER
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import NoHistory, listed
 from flagvega.tune.study import Outcome, Study, Trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -51,6 +52,11 @@ class EmulatedPlatform(Platform):
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
         }
+
+    def lateness(self, logs: Path) -> tuple[float, float] | None:
+        """As the instances' workers count."""
+        counts = [json.loads(file.read_text()) for file in logs.glob("emulated-*.json")]
+        return sum(each["chip_s"] for each in counts), sum(each["late_s"] for each in counts)
 
     def supports(self, feature: str) -> bool:
         """What the CPU does."""
