@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -95,14 +96,24 @@ class Served:
             [event["pid"] for event in self.directory.events(instance) if event["event"] == "start"][-1]
         )
 
-    def ask(self, port: int) -> Answer:
-        """A streamed answer."""
-        body = {"model": "tiny", "prompt": "w7 w8", "max_tokens": LENGTH, "stream": True}
+    def num_running(self) -> int:
+        """Requests that the engines work on, as they say."""
+        pages = [urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read() for port in self.ports.values()]
+        found = [re.findall(rb"^vllm:num_requests_running{.*} (.*)$", page, re.MULTILINE) for page in pages]
+        return round(sum(float(number) for (number,) in found))
+
+    def open(self, port: int, length: int) -> Any:
+        """A streamed answer that begins."""
+        body = {"model": "tiny", "prompt": "w7 w8", "max_tokens": length, "stream": True}
         question = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
+        return urllib.request.urlopen(question)
+
+    def ask(self, port: int) -> Answer:
+        """A streamed answer."""
         times, error = [], ""
-        with urllib.request.urlopen(question) as answer:
+        with self.open(port, LENGTH) as answer:
             for line in answer:
                 if line.startswith(b'data: {"id"'):
                     times.append(time.monotonic())
@@ -158,6 +169,14 @@ def test_one_endpoint_stands_in_front_of_both(served: Served) -> None:
     answers = served.ask_many(2 * SLOTS, lambda: None)
     assert all(each.token_s for each in answers)
     assert {each.instance for each in answers} == {"0", "1"}
+
+
+def test_a_client_that_leaves_takes_its_request_out_of_the_engine(served: Served) -> None:
+    with served.open(served.gateway, 3000) as answer:
+        for _ in range(9):
+            answer.readline()
+        assert served.num_running() == 1
+    served.wait(lambda: served.num_running() == 0)
 
 
 def test_what_waits_at_an_engine_that_hangs_is_answered_by_the_other(served: Served) -> None:
