@@ -1,7 +1,8 @@
-"""Defects of megatron-core 0.16.1 that show without transformer-engine, one function each."""
+"""Defects of megatron-core 0.16.1, most of which show without transformer-engine, one function each."""
 
 from __future__ import annotations
 
+from queue import Queue
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ def mend() -> None:
         admit_missing_engine,
         count_router_tokens,
         exchange_uneven_parts,
+        save_without_a_manager,
     ):
         repair()
 
@@ -108,3 +110,13 @@ def exchange_uneven_parts() -> None:
         return total.split(list(input_split_sizes))[group.rank()].clone()
 
     mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather_parts, scatter_parts
+
+
+def save_without_a_manager() -> None:
+    """filesystem_async.py:51 starts a process on every rank to hand over what was written, and it imports torch anew.
+
+    That is for savers in the background. Ours waits for the writers itself, so the results never leave the rank.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = Queue()

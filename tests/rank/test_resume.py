@@ -62,6 +62,13 @@ def test_saving_changes_nothing(gate: Gate, line: str) -> None:
     assert deviation(curve(gate.run(line, save_interval=3)), gate.reference(line)) < TOLERANCE
 
 
+def test_saving_leaves_no_process_behind(gate: Gate) -> None:
+    done = gate.run("llama dp2", mutation="print_processes", exit_interval=1)
+    logs = done.directory.root.glob("logs/*/rank-*.log")
+    told = [line for log in logs for line in log.read_text().splitlines() if line.startswith("processes")]
+    assert told == ["processes 0"] * 2
+
+
 @pytest.mark.parametrize(
     ("saved", "line"),
     [
