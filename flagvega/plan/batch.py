@@ -39,6 +39,7 @@ class Batch:
         self.options = dict(found)
         """Kinds of chips that can hold a stage at all, each with its ways to do so."""
         self._stages: dict[tuple[Side, bool, bool], StageRows] = {}
+        self._shares: dict[Side, float] = {}
         self._timed: dict[tuple[Side, int, bool, bool], tuple[Seconds, Seconds]] = {}
 
     def coarser(self, parts: int) -> Batch:
@@ -60,6 +61,14 @@ class Batch:
         """What a stage adds to a step beyond the first micro-batch: see ``lower_bound_s``."""
         m = self.num_micro_batches
         return (m - 1) * time_s - (min(in_flight, m) - 1) * forward_s
+
+    def backward_share(self, side: Side) -> float:
+        """What of a stage's time its backward pass takes at least."""
+        if side not in self._shares:
+            parts = [its[:2] for its in self.costs.kinds(side).values()]
+            shares = (backward_s / (forward_s + backward_s) for forward_s, backward_s in parts if forward_s)
+            self._shares[side] = min(shares, default=1.0)
+        return self._shares[side]
 
     def middle(self, side: Side, in_flight: int, limits: Limits) -> Seconds:
         """Times of stages of 1, 2, ... layers; infinite beyond the limits.
@@ -146,8 +155,7 @@ class Batch:
     @cached_property
     def least_load_s(self) -> float:
         """No plan has less load: some stage takes its share of the work, and has so many in flight at most."""
-        parts = (self.costs.kinds(side).values() for its in self.options.values() for side in its)
-        share = max(forward_s / (forward_s + backward_s) for its in parts for forward_s, backward_s, _ in its)
+        share = 1 - min(self.backward_share(side) for its in self.options.values() for side in its)
         m = self.num_micro_batches
         in_flight = min(m, self.num_layers + 1 + len(self.options))
         return (m - 1 - (in_flight - 1) * share) / m * self.fluid_s

@@ -14,9 +14,13 @@ import numpy as np
 
 from flagvega.plan.costs import Side
 from flagvega.plan.rows import Seconds
+from flagvega.plan.simulate import num_loops
 from flagvega.plan.space import Candidate
 from flagvega.plan.stages import Work
 from flagvega.plan.table import Table
+
+ROUNDING = 1e-9
+"""Plans are left to another table when their load exceeds the cap by more than this share."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Node:
     time_s: float
     backward_s: float
     load_s: float
-    """The most that a stage adds to a round."""
+    """The least that stages and loops add to a round."""
     ahead_s: float
     """The most that a stage adds to two rounds."""
     alone_s: float
@@ -51,8 +55,6 @@ class Node:
     optimizer_s: float
     """Of the slowest so far."""
     work: Work
-    transfer_s: float = 0.0
-    """Over the boundary before its last stage."""
     earlier: Node | None = None
 
     @property
@@ -124,6 +126,8 @@ class Descent:
         self, node: Node | None, level: int, side: Side, behind: int, left: int, below_s: float
     ) -> Iterator[Node]:
         """Stages on a side with every number of layers."""
+        if not self._problem.may_stand(level, node.depth + 1 if node else 1, behind.bit_count()):
+            return
         total = node.layers if node else self.batch.num_layers
         transfer_s = self._costs.transfer_s(node.side, side) if node else 0.0
         before_s = node.through_s + 2 * transfer_s if node else 0.0
@@ -134,7 +138,7 @@ class Descent:
         for number, rest in zip(layers, rest_s, strict=True):
             begin = self.batch.num_layers - total
             work = Work(begin, begin + number, embedding=node is None, head=level == 1)
-            child = self._grow(node, level, side, behind, left, work, transfer_s, before_s, float(rest))
+            child = self._grow(node, level, side, behind, left, work, before_s, float(rest))
             if child and child.bound_s < below_s:
                 yield child
 
@@ -167,18 +171,17 @@ class Descent:
         rows = np.arange(min(len(times), total))
         return times[rows, total - 1 - rows]
 
-    def _grow(self, node: Node | None, level: int, side: Side, behind: int, left: int, work: Work, transfer_s: float,
-              before_s: float, rest_s: float) -> Node | None:  # fmt: skip
+    def _grow(self, node: Node | None, level: int, side: Side, behind: int, left: int, work: Work, before_s: float,
+              rest_s: float) -> Node | None:  # fmt: skip
         depth = node.depth + 1 if node else 1
-        pinned = self._problem.choices.num_stages
-        if pinned is not None and (depth > pinned or (work.head and depth != pinned)):
-            return None
         stage = self._costs.stage(side, work, level)
         if not self._costs.fits(side, stage):
             return None
         m, time_s = self._m, stage.time_s
         through_s = before_s + time_s
-        load_s = max(self.batch.load_s(time_s, stage.forward_s, level), self._loops_s(node, level, time_s, transfer_s))
+        load_s = max(self.batch.load_s(time_s, stage.forward_s, level), self._loops_s(node, level, through_s, rest_s))
+        loops = num_loops(m, level, level)
+        load_s = max(load_s, loops * (time_s + rest_s) + (m - 1 - loops * level) * stage.backward_s)
         ahead_s = (m - 1 - level) * time_s - before_s if m > level else -inf
         alone_s, optimizer_s = m * time_s + before_s, stage.optimizer_s
         reduction_s = stage.reduction_s
@@ -186,22 +189,27 @@ class Descent:
             load_s, ahead_s = max(node.load_s, load_s), max(node.ahead_s, ahead_s)
             alone_s, optimizer_s = max(node.alone_s, alone_s), max(node.optimizer_s, optimizer_s)
             reduction_s = node.reduction_s
+        if load_s > self.table.limits.load_s * (1 + ROUNDING):
+            return None
         round_s = through_s + rest_s
         bound_s = max(round_s + max(load_s, self.least_load_s), 2 * round_s + ahead_s, alone_s)
         return Node(
             bound_s + reduction_s + optimizer_s, depth, level, self.batch.num_layers - work.end, side,
             left, behind, before_s, through_s, time_s, stage.backward_s, load_s, ahead_s, alone_s, reduction_s,
-            optimizer_s, work, transfer_s, node,
+            optimizer_s, work, node,
         )  # fmt: skip
 
-    def _loops_s(self, node: Node | None, level: int, time_s: float, transfer_s: float) -> float:
-        """What loops from earlier stages to this one add to a round: see ``lower_bound_s``."""
-        worst, loop_s, m = -inf, time_s, self._m
+    def _loops_s(self, node: Node | None, level: int, through_s: float, rest_s: float) -> float:
+        """What loops from earlier stages, to this one and to the last, add to a round at least: see ``lower_bound_s``.
+
+        ``through_s`` of the round are over with this stage, ``rest_s`` follow at least.
+        """
+        worst, m = -inf, self._m
         here = node
         while here is not None:
-            loop_s += here.time_s + 2 * transfer_s
-            step = here.in_flight - level + 1
-            loops = (m - 1 - here.in_flight) // step + 1 if m > here.in_flight else 0
-            worst = max(worst, loops * loop_s + (m - 1 - loops * step) * here.backward_s)
-            transfer_s, here = here.transfer_s, here.earlier
+            first, loop_s = here.in_flight, through_s - here.before_s
+            for step, seconds in ((first - level + 1, loop_s), (first, loop_s + rest_s)):
+                loops = num_loops(m, first, step)
+                worst = max(worst, loops * seconds + (m - 1 - loops * step) * here.backward_s)
+            here = here.earlier
         return worst

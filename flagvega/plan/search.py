@@ -35,7 +35,7 @@ FIRST_EXPANSIONS = 200
 GLANCES, LOOSE, GLANCE_SHARE, USUAL = (1.1, 1.25), 1.6, 0.5, 48
 """Loads, as shares of the time of a step in which nobody waits, at which good plans are looked for; times that a
 step may then take; the share of the time for these looks; and the number of micro-batches to begin with."""
-PARTS, COARSE_EXPANSIONS, COARSE_SHARE = (4, 8, 16), 60, 0.12
+PARTS, COARSE_EXPANSIONS, COARSE_SHARE = (4, 8, 16), 60, 0.16
 """Before that plans are looked for that cut a kind of chip in no more parts than this, with so many partial plans each
 and for such a share of the time."""
 PRICED, FEW_SIDES = 0.005, 8
@@ -259,7 +259,7 @@ class _Search:
         if load_s is None:
             its.bound_s, its.descent = max(its.bound_s, its.limit_s), None
             return [its] if its.limit_s < self.best_s else []
-        its.expansions *= 2
+        its.expansions *= 4
         return self._cut(its, load_s) if self.best else [its]
 
     def _tabulate(self, its: _Range, limit_s: float) -> None:
@@ -283,7 +283,7 @@ class _Search:
         middle_s = (low_s + high_s) / 2
         if load_s > low_s:
             middle_s = min(middle_s, load_s)
-        below = _Range(batch, low_s, middle_s, its.bound_s)
+        below = _Range(batch, low_s, middle_s, its.bound_s, expansions=its.expansions)
         its.low_s = middle_s
         its.bound_s = max(its.bound_s, min(its.limit_s, middle_s + its.descent.table.least_s))
         return [below, its]

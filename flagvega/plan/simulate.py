@@ -131,6 +131,11 @@ def simple_bound_s(times: Sequence[float], transfer: Sequence[float], num_micro_
     return worst
 
 
+def num_loops(num_micro_batches: int, in_flight: int, step: int) -> int:
+    """How often a stage waits for a loop of ``step`` micro-batches while it has forwards left."""
+    return (num_micro_batches - 1 - in_flight) // step + 1 if num_micro_batches > in_flight else 0
+
+
 def lower_bound_s(pipeline: Pipeline) -> float:
     """What the simulation never undercuts: the loops of :func:`period_s`, followed through the whole step.
 
@@ -153,7 +158,7 @@ def lower_bound_s(pipeline: Pipeline) -> float:
         for u in range(s, num):
             loop += times[u]
             step = k[s] - k[u] + 1
-            loops = (m - 1 - k[s]) // step + 1 if m > k[s] else 0
+            loops = num_loops(m, k[s], step)
             worst = max(worst, round_s + loops * loop + (m - 1 - loops * step) * b[s])
             if u + 1 < num:
                 loop += 2 * c[u]

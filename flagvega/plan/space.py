@@ -54,6 +54,18 @@ class Problem:
         """Whether a side may hold the first stage."""
         return self.choices.micro_batch_size in (None, samples // side.degrees.dp)
 
+    def may_stand(self, in_flight: int, place: int, num_kinds: int) -> bool:
+        """Whether the number of stages, where it is given, lets one keep so many micro-batches in flight.
+
+        ``place`` is 1 for the first stage; so many other kinds of chips may follow. Each stage has one more in flight
+        than the next, and another one over a boundary between unlike chips where those may be slow.
+        """
+        if self.choices.num_stages is None:
+            return True
+        behind = self.choices.num_stages - place
+        most_slow = min(behind, num_kinds) if self.choices.slow_boundaries else 0
+        return behind <= in_flight - 1 <= behind + most_slow
+
     def stage_costs(self, samples: int, relaxed: bool = False) -> StageCosts:
         """Costs of stages for one number of samples in a global micro-batch."""
         choices = self.choices

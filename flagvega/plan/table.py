@@ -6,12 +6,14 @@ that may be used, layers placed. Devices of a kind are alike, so only counts mat
 
 With a round of R seconds, of which ``r`` are left from a stage of ``t`` seconds on with ``k`` in flight, a step of m
 micro-batches takes at least ``R + (m - 1) t - (k - 1) forward`` and, where m > k, ``R + r + (m - 1 - k) t``: see
-``lower_bound_s``. What stands beside R must keep the cap.
+``lower_bound_s``. What stands beside R must keep the cap; so must what two loops of that bound have there, that to the
+last stage, which takes ``r`` seconds, and that over the boundary behind a stage, with the shortest stage there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from math import gcd, inf
 
 import numpy as np
@@ -19,10 +21,13 @@ import numpy as np
 from flagvega.plan.batch import Batch, Limits
 from flagvega.plan.costs import Side
 from flagvega.plan.rows import Seconds
+from flagvega.plan.simulate import num_loops
 from flagvega.plan.stages import Work
 
-Arrival = tuple[int, list[int], Seconds]
-"""A kind of chip that may follow, the sets that have it, and seconds by set and layers."""
+Step = tuple[int, int]
+"""A kind of chip that may follow, and what is in flight there."""
+Arrivals = dict[Step, tuple[list[int], Seconds]]
+"""On other kinds of chips: the sets behind a stage that have the kind, and seconds by set and layers."""
 
 
 class Table:
@@ -46,7 +51,9 @@ class Table:
         self._sets = {group: self._sets_without(group) for group in self.groups}
         self._entries = {(g, h): self._entry(g, h) for g in self.groups for h in self.groups if g != h}
         self._transfers: dict[tuple[Side, int], float] = {}
+        self._nearest: dict[tuple[Side, int], float] = {}
         self._middle: dict[tuple[int, Side], Seconds] = {}
+        self._shortest: dict[Step, float] = {}
         self._levels: list[dict[int, Seconds]] = [{}]
         self.least_s = inf
         """The least round of all, with what follows the first stage's last backward pass; infinite without a plan."""
@@ -152,75 +159,124 @@ class Table:
     def _step(self, level: int, group: int) -> Seconds:
         """One more stage on a kind of chip, before all that may follow it."""
         found = self._empty(group)
-        arrivals = self._arrivals(level, group)
+        arrivals, loops = self._arrivals(level, group), self._loops(level, group)
         for alike in self._alike[group]:
-            self._close(level, alike, arrivals)
-        for alike in self._alike[group]:
+            longest = {step: most_s - share * self._least_transfer_s(alike, step[0])
+                       for step, (most_s, share) in loops.items()}  # fmt: skip
+            self._close(level, alike, arrivals, longest)
             times = _least([self.middle(level, side) for side in alike if side in self._usable[group]])
-            if not len(times):
-                continue
-            behind = self._behind(level, alike, arrivals)
-            least = float(behind.min())
+            room_s = self._most_s - np.where(times < inf, times, 0.0)
+            most_behind_s = self._most_behind(level, times, min(self.batch.backward_share(side) for side in alike))
             size = alike[0].degrees.size // self._unit[group]
-            rows = behind.shape[1] - size
-            for layers, time_s in enumerate(times, start=1):
-                width = self._num_layers + 1 - layers
-                time_s = time_s[:width]
-                most_s = self._most_behind(level, time_s)
-                if least <= most_s.max():
-                    most_s = np.minimum(most_s, self._most_s - time_s - self._least_rest_s[layers:])
-                    ahead, target = behind[:, :rows, :width], found[:, size:, layers:]
-                    np.minimum(target, ahead + time_s, out=target, where=ahead <= most_s)
+            followers: list[Step] = []
+            everything, tightest_s = list(longest), min(longest.values())
+            rows = zip(times, times.min(axis=1), room_s, most_behind_s, most_behind_s.max(axis=1), strict=True)
+            for layers, (time_s, shortest_s, most_s, capped_s, highest_s) in enumerate(rows, start=1):
+                now = everything
+                if shortest_s > tightest_s:
+                    now = [step for step, longest_s in longest.items() if shortest_s <= longest_s]
+                if now != followers:
+                    followers, behind = now, self._behind(level, alike, arrivals, now)
+                    least = float(behind.min())
+                if followers and least <= highest_s:
+                    width, height = self._num_layers + 1 - layers, behind.shape[1] - size
+                    most_s = np.minimum(capped_s[:width], most_s[:width] - self._least_rest_s[layers:])
+                    ahead, target = behind[:, :height, :width], found[:, size:, layers:]
+                    np.minimum(target, ahead + time_s[:width], out=target, where=ahead <= most_s)
         return found
 
-    def _most_behind(self, level: int, time_s: Seconds) -> Seconds:
-        """How long the round may be behind a stage that keeps the cap."""
+    def _most_behind(self, level: int, time_s: Seconds, share: float) -> Seconds:
+        """How long the round may be behind a stage that keeps the cap; its backward pass has such a share at least."""
+        is_there = time_s < inf
+        time_s = np.where(is_there, time_s, 0.0)
         most_s = self._most_s - time_s
         if self._m > level:
             most_s = np.minimum(most_s, self._cap_s - (self._m - level) * time_s)
-        return most_s
+            loops = num_loops(self._m, level, level)
+            most_s = np.minimum(most_s, (self._cap_s - (self._m - 1 - loops * level) * share * time_s) / loops - time_s)
+        return np.where(is_there, most_s, -inf)
 
-    def _behind(self, level: int, alike: list[Side], arrivals: list[Arrival]) -> Seconds:
-        """What may follow a stage on sides of one size: by kinds behind, units of its own kind, layers."""
-        group = alike[0].group
-        behind: Seconds = self._levels[level - 1][group] + 2 * min(self._transfer_s(side, group) for side in alike)
-        rows = slice(0, 1 if group in self._problem.kept else None)
-        for other, here, ahead in arrivals:
-            entered = (ahead + 2 * min(self._transfer_s(side, other) for side in alike))[:, None, :]
-            behind[here, rows] = np.minimum(behind[here, rows], entered)
-        return behind
+    def _loops(self, level: int, group: int) -> dict[Step, tuple[float, float]]:
+        """What may follow a stage on a kind of chip, as the loop over their boundary keeps the cap.
 
-    def _arrivals(self, level: int, group: int) -> list[Arrival]:
-        """What may follow on each other kind of chip."""
-        found = []
-        for other in self.followers(group, self.everything & ~(1 << group)):
-            here, there = self._entries[group, other]
-            ahead = [self._levels[before][other][there, -1] for before in self.steps(level)]
-            found.append((other, here, np.min(ahead, axis=0)))
+        Two numbers each: how long the stage may be if the transfer takes no time, and the seconds less for each second
+        of the transfer, one way.
+        """
+        share, found = min(self.batch.backward_share(side) for side in self.batch.options[group]), {}
+        others = self.followers(group, self.everything & ~(1 << group))
+        for other, before in [(group, level - 1), *((other, its) for other in others for its in self.steps(level))]:
+            step = level - before + 1
+            loops = num_loops(self._m, level, step)
+            each = loops + (self._m - 1 - loops * step) * share
+            most_s = (self._cap_s - loops * self._shortest_s(other, before)) / each if loops else inf
+            found[other, before] = most_s, 2 * loops / each if loops else 0.0
         return found
 
-    def _close(self, level: int, alike: list[Side], arrivals: list[Arrival]) -> None:
+    def _least_transfer_s(self, alike: list[Side], group: int) -> float:
+        key = alike[0], group
+        if key not in self._nearest:
+            self._nearest[key] = min(self._transfer_s(side, group) for side in alike)
+        return self._nearest[key]
+
+    def _shortest_s(self, group: int, level: int) -> float:
+        """The least time of a stage behind another."""
+        key = group, level
+        if key not in self._shortest:
+            times = [self.batch.last(side, self.limits) if level == 1 else self.middle(level, side)
+                     for side in self.batch.options[group]]  # fmt: skip
+            self._shortest[key] = min((float(its.min()) for its in times if its.size), default=inf)
+        return self._shortest[key]
+
+    def _behind(self, level: int, alike: list[Side], arrivals: Arrivals, followers: list[Step]) -> Seconds:
+        """What may follow a stage on sides of one size: by kinds behind, units of its own kind, layers."""
+        group = alike[0].group
+        behind: Seconds = self._levels[level - 1][group] + 2 * self._least_transfer_s(alike, group)
+        if (group, level - 1) not in followers:
+            behind[:] = inf
+        rows = slice(0, 1 if group in self._problem.kept else None)
+        for other, steps in groupby(followers, key=lambda step: step[0]):
+            its = [arrivals[step] for step in steps if other != group]
+            if its:
+                here, ahead = its[0][0], np.min([ahead for _, ahead in its], axis=0)
+                entered = (ahead + 2 * self._least_transfer_s(alike, other))[:, None, :]
+                behind[here, rows] = np.minimum(behind[here, rows], entered)
+        return behind
+
+    def _arrivals(self, level: int, group: int) -> Arrivals:
+        """What may follow on each other kind of chip."""
+        found: Arrivals = {}
+        for other in self.followers(group, self.everything & ~(1 << group)):
+            here, there = self._entries[group, other]
+            found |= {(other, before): (here, self._levels[before][other][there, -1]) for before in self.steps(level)}
+        return found
+
+    def _close(self, level: int, alike: list[Side], arrivals: Arrivals, longest: dict[Step, float]) -> None:
         """Make a stage on sides of one size the first."""
         group, row = alike[0].group, self._rows_before(alike[0])
-        if row < 0:
+        if row < 0 or not self._problem.may_stand(level, 1, len(self.groups) - 1):
             return
-        behind = self._levels[level - 1][group][-1, row] + 2 * min(self._transfer_s(side, group) for side in alike)
+        behind = {(group, level - 1): self._levels[level - 1][group][-1, row]}
         if not row or group not in self._problem.kept:
-            for other, _, ahead in arrivals:
-                entered = ahead[-1] + 2 * min(self._transfer_s(side, other) for side in alike)
-                behind = np.minimum(behind, entered)
-        if behind.min() == inf:
+            behind |= {step: ahead[-1] for step, (_, ahead) in arrivals.items()}
+        ways = [(its + 2 * self._least_transfer_s(alike, step[0]), longest[step])
+                for step, its in behind.items() if its.min() < inf]  # fmt: skip
+        if not ways:
             return
+        nearest = np.min([its for its, _ in ways], axis=0)
         for side in alike:
-            is_worth = side in self._usable[group] or behind[-1] < inf
+            is_worth = side in self._usable[group] or nearest[-1] < inf
             if is_worth and self._problem.may_begin(side, self.batch.samples):
-                self._begin(level, side, behind)
+                time_s = self.batch.first(side, level, self.limits)
+                ahead_s = nearest[::-1][: len(time_s)]
+                if max(time_s, default=0.0) > min(longest_s for _, longest_s in ways):
+                    ahead_s = np.min([np.where(time_s <= longest_s, its[::-1][: len(time_s)], inf)
+                                      for its, longest_s in ways], axis=0)  # fmt: skip
+                self._begin(level, side, time_s, ahead_s)
 
-    def _begin(self, level: int, side: Side, behind: Seconds) -> None:
+    def _begin(self, level: int, side: Side, time_s: Seconds, ahead_s: Seconds) -> None:
         """Make a stage on a side the first, with every number of layers."""
-        time_s = self.batch.first(side, level, self.limits)
-        ahead_s = behind[::-1][: len(time_s)]
-        round_s = np.where(ahead_s <= self._most_behind(level, time_s), ahead_s + time_s, inf)
+        most_s = self._most_behind(level, time_s, self.batch.backward_share(side))
+        round_s = np.where(ahead_s <= most_s, ahead_s + time_s, inf)
         for layers in np.argsort(round_s):
             if round_s[layers] >= self.least_s:
                 break

@@ -17,6 +17,8 @@ from tests.unit.plan import brute, instances
 
 SEEDS = range(14)
 WIDE_SEEDS = range(1000, 1008)
+SLOW_NETWORKS = (1034, 1310, 1346)
+"""Loops over boundaries set the time of good plans; the search looked at the same plans again and again."""
 WRONG_ONCE = (1079, 1231)
 """Plans that are not the best were taken for proven: bounds held for fewer plans than they were said to."""
 
@@ -36,6 +38,21 @@ def test_no_plan_of_many_stages_and_layers_is_faster_than_the_one_found() -> Non
             sizes[len(str(best.num_plans))] += 1
     assert 3 <= binding < sizes.total(), binding
     assert sizes[5] >= 3, sizes
+
+
+def test_plans_limited_by_loops_over_slow_boundaries_are_proven_best() -> None:
+    for seed in SLOW_NETWORKS:
+        problem = instances.draw_wide(seed, 10**6, brute.count)
+        assert problem is not None
+        judge(problem, seed)
+
+
+def test_no_plan_of_a_given_number_of_stages_is_faster_than_the_one_found() -> None:
+    for seed in range(1000, 1004):
+        problem = instances.draw_wide(seed, 100_000, brute.count)
+        if problem is not None:
+            for num_stages in (2, 3, 4):
+                judge(replace(problem, choices=replace(problem.choices, num_stages=num_stages)), seed)
 
 
 def test_the_enumerator_times_plans_as_the_simulation_does() -> None:
