@@ -18,6 +18,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 """The families that are written, and the class of each."""
@@ -25,7 +26,7 @@ ARCHITECTURES: Mapping[str, str] = {
 DTYPES: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Our names of element types, and HuggingFace's."""
 
-_WITHOUT_HEAD_DIM = ("qwen2",)
+_WITHOUT_HEAD_DIM = ("qwen2", "qwen2_moe")
 """Families in which a head is ``hidden_size / num_attention_heads`` wide, whatever ``head_dim`` says."""
 
 
@@ -55,6 +56,8 @@ def describe(arguments: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 def _closest(shape: ModelShape, settings: Mapping[str, Any]) -> str:
     if shape.experts is not None:
+        if shape.experts.shared_ffn:
+            return "qwen2_moe"
         mixed = shape.experts.layers is not None and len(shape.experts.layers) < shape.layers
         return "qwen3_moe" if shape.qk_norm or settings["moe_router_pre_softmax"] or mixed else "mixtral"
     if shape.qk_norm:
@@ -87,6 +90,8 @@ def _config(family: str, shape: ModelShape, settings: Mapping[str, Any]) -> dict
     found["num_experts_per_tok"] = experts.topk
     if family not in WITH_TOPK_SWITCH:
         return found | {"num_local_experts": experts.num, "intermediate_size": experts.ffn, "sliding_window": None}
+    if family == "qwen2_moe":
+        found["shared_expert_intermediate_size"] = experts.shared_ffn
     return found | {
         "num_experts": experts.num,
         "moe_intermediate_size": experts.ffn,

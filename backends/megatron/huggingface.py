@@ -106,6 +106,7 @@ FUSED_NORMS = {
 DENSE_NAMES = ("gate_proj", "up_proj", "down_proj")
 EXPERT_NAMES = {
     "mixtral": ("block_sparse_moe.gate", "block_sparse_moe.experts", ("w1", "w3", "w2")),
+    "qwen2_moe": ("mlp.gate", "mlp.experts", DENSE_NAMES),
     "qwen3_moe": ("mlp.gate", "mlp.experts", DENSE_NAMES),
 }
 """By family: the router, the experts, and an expert's gate, up and down projections."""
@@ -164,6 +165,9 @@ def _expert_stacks(family: str, shape: ModelShape) -> dict[str, Stack]:
     found["mlp.router.weight"] = _one(f"{router}.weight", shape.experts.num, shape.hidden)
     for i in range(shape.experts.num):
         found |= _gated(f"mlp.experts.{i}", f"{folder}.{i}", names, shape.hidden, shape.experts.ffn)
+    if shape.experts.shared_ffn:
+        found |= _gated("mlp.shared_experts", "mlp.shared_expert", names, shape.hidden, shape.experts.shared_ffn)
+        found["mlp.shared_experts.gate_weight"] = _one("mlp.shared_expert_gate.weight", 1, shape.hidden)
     return found
 
 

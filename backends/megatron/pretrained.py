@@ -13,12 +13,12 @@ from backends.megatron.vocabulary import padded_vocab_size, read_json
 from flagvega.errors import ConfigError, Fault
 from flagvega.model.shape import Experts, ModelShape
 
-FAMILIES = ("llama", "mistral", "aquila", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+FAMILIES = ("llama", "mistral", "aquila", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe")
 """Values of ``model_type`` whose tensors are known."""
 
-WITH_QKV_BIAS = ("qwen2",)
+WITH_QKV_BIAS = ("qwen2", "qwen2_moe")
 WITH_QK_NORM = ("qwen3", "qwen3_moe")
-WITH_TOPK_SWITCH = ("qwen3_moe",)
+WITH_TOPK_SWITCH = ("qwen2_moe", "qwen3_moe")
 """Families whose ``norm_topk_prob`` says whether the chosen experts' shares sum to one; elsewhere they do."""
 
 ROPE_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -106,7 +106,9 @@ def _read_shape(config: Mapping[str, Any], family: str) -> ModelShape:
     experts = None
     if num_experts:
         width = config.get("moe_intermediate_size") or config["intermediate_size"]
-        experts = Experts(num_experts, config["num_experts_per_tok"], width, layers=_sparse_layers(config))
+        shared = config.get("shared_expert_intermediate_size") or 0
+        chosen = config["num_experts_per_tok"]
+        experts = Experts(num_experts, chosen, width, shared, shared_gate=shared > 0, layers=_sparse_layers(config))
     return ModelShape(
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
@@ -169,7 +171,8 @@ def _arguments(config: Mapping[str, Any], family: str, shape: ModelShape, folder
         "moe_router_score_function": "softmax",
         "moe_router_num_groups": None,
         "moe_router_topk_scaling_factor": None,
-        "moe_shared_expert_intermediate_size": None,
+        "moe_shared_expert_intermediate_size": experts.shared_ffn or None,
+        "moe_shared_expert_gate": experts.shared_gate,
         "moe_apply_probs_on_input": False,
     }
 

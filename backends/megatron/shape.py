@@ -65,5 +65,6 @@ def _experts(settings: Mapping[str, Any]) -> Experts | None:
         topk=settings["moe_router_topk"],
         ffn=settings["moe_ffn_hidden_size"] or settings["ffn_hidden_size"],
         shared_ffn=settings["moe_shared_expert_intermediate_size"] or 0,
+        shared_gate=bool(settings["moe_shared_expert_gate"] and settings["moe_shared_expert_intermediate_size"]),
         layers=tuple(i for i in layers if (frequency[i] if isinstance(frequency, list) else i % frequency == 0)),
     )

@@ -31,17 +31,17 @@ from tests.rank.test_huggingface import reference_logits
 NUM_TOKENS = 509
 """Of the gate's models; 512 rows are trained."""
 PLAIN = "add_qkv_bias=false"
+GATED = "moe_shared_expert_intermediate_size=48 moe_shared_expert_gate=true"
 WIDE = "init_method_std=0.06"
 LINES = {
     "qwen2": "llama dp2 | tp2",
     "llama": f"llama pp2 vpp=2 micro=2 untie_embeddings_and_output_weights=false {PLAIN}",
     "qwen3": f"llama tp2 sp | dp2 qk_layernorm=true kv_channels=16 {PLAIN}",
     "mixtral": f"moe ep2 dp2 | tp2 ep2 etp1 sp {PLAIN}",
+    "qwen2_moe": f"moe dp2 | tp2 ep2 etp1 sp moe_router_pre_softmax=true {GATED}",
     "qwen3_moe": f"moe tp2 etp2 sp qk_layernorm=true moe_router_pre_softmax=true moe_layer_freq=[0,1] {PLAIN}",
 }
 """By family, a layout that trains it."""
-ONLY_IN_TRANSFORMERS = ("qwen3_moe",)
-"""Families that the plain definition of these tests does not know."""
 SERVING_PYTHON = ROOT / ".venv-serve" / "bin" / "python"
 
 
@@ -88,7 +88,7 @@ def test_a_folder_holds_the_checkpoints_weights_to_the_bit(root: Path, family: s
         assert torch.equal(read.tensor(name), expected[:rows]), name
 
 
-@pytest.mark.parametrize("family", [family for family in LINES if family not in ONLY_IN_TRANSFORMERS])
+@pytest.mark.parametrize("family", LINES)
 def test_a_folder_computes_the_checkpoints_logits(root: Path, logits: dict[str, Tensor], family: str) -> None:
     folder = root / family / "huggingface"
     tokens = torch.from_numpy(np.load(root / family / "tokens.npy"))

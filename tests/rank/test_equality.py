@@ -51,7 +51,7 @@ EXPERTS = (
     "moe tp2 etp2 sp moe_z_loss_coeff=0.01",
     "moe tp2 ep2 etp1 sp moe_shared_expert_intermediate_size=32",
     "moe dp2 | ep2 dp2",
-    "moe ep2 dp2 | tp2 ep2 etp1 sp",
+    "moe ep2 dp2 | tp2 ep2 etp1 sp moe_shared_expert_intermediate_size=32 moe_shared_expert_gate=true",
     "moe ep2 dp2 | tp2 etp2 sp distopt=true",
     "moe ep2 dp2 | cp2 ep2 moe_token_dispatcher_type=allgather",
     "moe pp2 | tp2 ep2 etp1 sp num_layers=4 moe_layer_freq=[0,1,0,1] split=[1,1,2]",

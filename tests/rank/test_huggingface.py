@@ -39,13 +39,22 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+DENSE, MIXTRAL = ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": BASE,
     "qwen2": {**BASE, "model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6},
     "qwen3": {**BASE, "model_type": "qwen3", "head_dim": 16},
     "llama 3.2": {**BASE, "rope_scaling": LLAMA3},
     "mixtral": {**BASE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-}
+    "qwen2_moe": {
+        **BASE, "model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24, "norm_topk_prob": False,
+    },
+}  # fmt: skip
+
+
+def gated_shapes(prefix: str, names: tuple[str, str, str], hidden: int, ffn: int) -> dict[str, tuple[int, ...]]:
+    return {f"{prefix}.{name}.weight": (hidden, ffn) if name == names[2] else (ffn, hidden) for name in names}
 
 
 def random_weights(config: dict[str, Any]) -> dict[str, Tensor]:
@@ -61,23 +70,27 @@ def random_weights(config: dict[str, Any]) -> dict[str, Tensor]:
     for i in range(config["num_hidden_layers"]):
         layer = {"self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden)}
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-        if config["model_type"] == "qwen2":
+        if config["model_type"] in ("qwen2", "qwen2_moe"):
             shapes |= {f"model.layers.{i}.{name}.bias": shape[:1] for name, shape in layer.items()}
         if config["model_type"] == "qwen3":
             shapes |= {f"model.layers.{i}.self_attn.{which}_norm.weight": (head,) for which in "qk"}
         shapes[f"model.layers.{i}.self_attn.o_proj.weight"] = (hidden, q)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"model.layers.{i}.{norm}.weight"] = (hidden,)
+        mlp = f"model.layers.{i}.mlp"
         if "num_local_experts" in config:
             moe = f"model.layers.{i}.block_sparse_moe"
             shapes[f"{moe}.gate.weight"] = (config["num_local_experts"], hidden)
             for j in range(config["num_local_experts"]):
-                shapes |= {f"{moe}.experts.{j}.{name}.weight": (ffn, hidden) for name in ("w1", "w3")}
-                shapes[f"{moe}.experts.{j}.w2.weight"] = (hidden, ffn)
+                shapes |= gated_shapes(f"{moe}.experts.{j}", MIXTRAL, hidden, ffn)
+        elif "num_experts" in config:
+            shapes |= {f"{mlp}.gate.weight": (config["num_experts"], hidden)}
+            shapes |= {f"{mlp}.shared_expert_gate.weight": (1, hidden)}
+            shapes |= gated_shapes(f"{mlp}.shared_expert", DENSE, hidden, config["shared_expert_intermediate_size"])
+            for j in range(config["num_experts"]):
+                shapes |= gated_shapes(f"{mlp}.experts.{j}", DENSE, hidden, config["moe_intermediate_size"])
         else:
-            mlp = f"model.layers.{i}.mlp"
-            shapes |= {f"{mlp}.{name}_proj.weight": (ffn, hidden) for name in ("gate", "up")}
-            shapes[f"{mlp}.down_proj.weight"] = (hidden, ffn)
+            shapes |= gated_shapes(mlp, DENSE, hidden, ffn)
     generator = torch.Generator().manual_seed(5)
     drawn = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
     return {name: values + (1.0 if "norm" in name else 0.0) for name, values in drawn.items()}
@@ -109,9 +122,20 @@ def reference_logits(config: dict[str, Any], weights: dict[str, Tensor], tokens:
             shares = shares.softmax(-1)
             for j in range(config["num_local_experts"]):
                 share = (shares * (chosen == j)).sum(-1, keepdim=True)
-                x = x + share * mlp(y, f"{moe}.experts.{j}", ("w1", "w3", "w2"))
+                x = x + share * mlp(y, f"{moe}.experts.{j}", MIXTRAL)
+        elif f"{layer}.mlp.gate.weight" in weights:
+            moe = f"{layer}.mlp"
+            shares, chosen = linear(y, f"{moe}.gate").softmax(-1).topk(config["num_experts_per_tok"])
+            if config["norm_topk_prob"]:
+                shares = shares / shares.sum(-1, keepdim=True)
+            for j in range(config["num_experts"]):
+                share = (shares * (chosen == j)).sum(-1, keepdim=True)
+                x = x + share * mlp(y, f"{moe}.experts.{j}", DENSE)
+            if config.get("shared_expert_intermediate_size"):
+                gate = linear(y, f"{moe}.shared_expert_gate").sigmoid()
+                x = x + gate * mlp(y, f"{moe}.shared_expert", DENSE)
         else:
-            x = x + mlp(y, f"{layer}.mlp", ("gate_proj", "up_proj", "down_proj"))
+            x = x + mlp(y, f"{layer}.mlp", DENSE)
     head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
     return linear(norm(x, "model.norm"), head)
 
@@ -122,7 +146,7 @@ def attention(config: dict[str, Any], layer: str, x: Tensor, linear: Any, norm: 
         part = linear(x, f"{layer}.self_attn.{which}_proj")
         count = config["num_attention_heads"] if which == "q" else config["num_key_value_heads"]
         part = part.unflatten(-1, (count, -1)).transpose(1, 2)
-        if config["model_type"] == "qwen3" and which != "v":
+        if config["model_type"].startswith("qwen3") and which != "v":
             part = norm(part, f"{layer}.self_attn.{which}_norm")
         parts.append(part if which == "v" else rotate(part, frequencies(config, part.shape[-1] // 2)))
     query, key, value = parts
