@@ -7,10 +7,10 @@ requests whose first token came within ``--first-token-s`` and whose later ones 
 
 A router of theirs is asked for no more than so many requests a slot at once (1, or ``power_of_two:1.25``) and the rest
 is refused: by the bench itself, since vllm-router's own bound does not act on streams. Our gateway refuses what it
-expects to wait for half of the target (or ``flagvega:0.75`` of it). A run counts when its processes took less than 70 %
-of the host's CPUs and the emulated chips were late by less than 2 %. Rows are appended to ``--output``. ``--judge``
-reads them, and fails where the gateway gave less than 0.95 of the sum of capacities (of what was asked, where that is
-less) or was not ahead of each policy.
+expects to wait for longer than a part of the target (``flagvega:0.75``). A run counts when its processes took less than
+70 % of the host's CPUs and the emulated chips were late by less than 2 %. Rows are appended to ``--output``.
+``--judge`` reads them, and fails where the gateway gave less than 0.95 of the sum of capacities (of what was asked,
+where that is less) or was not ahead of each policy.
 
 vllm-router has an environment of its own: python -m venv V && V/bin/pip install vllm-router==0.1.17, and then
 --router V/bin/vllm-router.
@@ -54,8 +54,7 @@ WARM_S = 8.0
 MAX_CPU_SHARE = 0.7
 MAX_LATE_SHARE = 0.02
 LEAST_SHARE = 0.95
-REFUSED_AT = 0.5
-"""Of the target, the expected wait beyond which our gateway is told to refuse."""
+JUDGED = f"{OURS}:0.75"
 ALL = 1_000_000
 
 
@@ -118,7 +117,7 @@ def router_argv(name: str, engines: Sequence[Engine], able: Sequence[Able], port
     settings = {
         "port": port,
         "instances": facts,
-        "waiting": {"first_token_s": float(number or REFUSED_AT) * arguments.first_token_s},
+        "waiting": {"first_token_s": float(number) * arguments.first_token_s},
         "probing": {"slow_start_s": 0},
     }
     file = Path(arguments.folder) / f"gateway-{port}.json"
@@ -149,7 +148,7 @@ async def measure(
     port, model = free_port(), engines[0].model
     requests = draw(seed, f"{name} {per_s}", per_s, WARM_S + arguments.seconds)
     policy, _, number = name.partition(":")
-    most = ALL if policy == OURS else round(float(number or 1) * sum(each.slots for each in engines))
+    most = ALL if policy == OURS else round(float(number) * sum(each.slots for each in engines))
     argv = router_argv(name, engines, able, port, arguments)
     with started(argv, Path(arguments.folder) / f"{name}.log"):
         url = f"http://127.0.0.1:{port}"
@@ -228,7 +227,8 @@ def judge(rows: Sequence[dict[str, Any]]) -> int:
                 shares.setdefault(row["policy"], []).append(share_of(row))
         for name, found in shares.items():
             print(f"  {name:<17} {mean(found):.3f} of what could be served ({' '.join(f'{x:.3f}' for x in found)})")
-        ours, theirs = shares.pop(OURS, [0.0]), [mean(found) for found in shares.values()]
+        ours = shares.get(JUDGED, [0.0])
+        theirs = [mean(found) for name, found in shares.items() if not name.startswith(OURS)]
         ratios[f"{chips} at {load}"] = mean(ours)
         failed |= mean(ours) < LEAST_SHARE or any(mean(ours) <= other for other in theirs)
     invalid = sum(bool(why_invalid(row)) for row in rows)

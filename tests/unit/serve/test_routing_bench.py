@@ -17,7 +17,12 @@ def row(policy: str, goodput: float, load: float = 1.1, **more: Any) -> dict[str
     }  # fmt: skip
 
 
-GOOD = [row("flagvega", 97), row("round_robin:1", 40), row("flagvega", 88, 0.9), row("round_robin:1", 40, 0.9)]
+GOOD = [
+    row("flagvega:0.75", 97),
+    row("round_robin:1", 40),
+    row("flagvega:0.75", 88, 0.9),
+    row("round_robin:1", 40, 0.9),
+]
 
 
 def test_enough_is_0_95_of_what_could_be_served_and_more_than_each_other_policy(
@@ -25,15 +30,15 @@ def test_enough_is_0_95_of_what_could_be_served_and_more_than_each_other_policy(
 ) -> None:
     assert judge(GOOD) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "least: 0.970 (emu-l:24 at 1.1)"
-    assert judge([row("flagvega", 94), row("round_robin:1", 40)]) == 1
-    assert judge([row("flagvega", 96), row("round_robin:1", 97)]) == 1
+    assert judge([row("flagvega:0.75", 94), row("round_robin:1", 40)]) == 1
+    assert judge([row("flagvega:0.75", 96), row("round_robin:1", 97)]) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED: least: 0.960")
 
 
 @pytest.mark.parametrize("why", [{"cpu_share": 0.71}, {"late_share": 0.03}])
 def test_a_run_in_which_the_host_did_not_keep_up_does_not_count(why: dict[str, float]) -> None:
-    assert judge([*GOOD, row("flagvega", 10, **why), row("round_robin:1", 99, **why)]) == 0
-    assert judge([row("flagvega", 99, **why)]) == 1
+    assert judge([*GOOD, row("flagvega:0.75", 10, **why), row("round_robin:1", 99, **why)]) == 0
+    assert judge([row("flagvega:0.75", 99, **why)]) == 1
 
 
 def test_routers_are_asked_at_the_same_times_for_as_much_but_nothing_that_is_in_a_cache() -> None:
