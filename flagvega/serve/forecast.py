@@ -54,6 +54,8 @@ class Engine:
         """Seconds of all sequences that it worked on, summed."""
         self.read_s = 0.0
         """Seconds that prompts took."""
+        self.step_s = 0.0
+        """Seconds of all steps."""
         self.num_steps = 0
         self.num_preempted = 0
         self.giving: list[tuple[int, int, _Job]] = []
@@ -148,6 +150,7 @@ class Engine:
 
     def _pass(self, times: int, step_s: float) -> None:
         self.now_s += times * step_s
+        self.step_s += times * step_s
         self.held_s += times * step_s * (len(self.giving) + len(self.reading))
         self.num_steps += times
         self.cached += times * len(self.giving)
@@ -163,7 +166,7 @@ class Engine:
         heapq.heapify(self.giving)
         job.to_give = job.end_step - self.num_steps
         job.to_read = self._sizes[job.index] - job.to_give
-        self.cached -= job.to_read
+        self.cached -= job.to_read - 1  # its newest token is not in there yet
         job.end_step = 0
         self.waiting.appendleft(job)
         self.num_preempted += 1
@@ -178,12 +181,17 @@ class Engine:
         to_read = request.input_tokens + sum(job.to_read for job in (*self.reading, *self.waiting))
         wait_s = max(0.0, self.now_s - request.at_s)
         if num > self.slots:
-            wait_s += self._free_after() * curve.step_s(self.slots)
+            wait_s += self._free_after() * self._usual_s(self.slots)
             to_read = request.input_tokens
         num = min(num, self.slots)
         further = max(0, ceil(to_read / max(1, curve.step_tokens - num)) - 1)
         first_s = wait_s + curve.overhead_s + curve.step_s(num, to_read) + further * curve.step_s(num)
-        return first_s, first_s + (request.output_tokens - 1) * curve.step_s(num)
+        return first_s, first_s + (request.output_tokens - 1) * self._usual_s(num)
+
+    def _usual_s(self, sequences: int) -> float:
+        """Seconds between two tokens, with what is usually read in between."""
+        stretch = self.step_s / (self.step_s - self.read_s) if self.step_s else 1.0
+        return self.curve.step_s(sequences) * stretch
 
     def _free_after(self) -> int:
         """Steps until a request that comes now gets a slot: those before it take them as they become free."""

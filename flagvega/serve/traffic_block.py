@@ -32,8 +32,12 @@ def read_traffic(spec: Spec) -> tuple[Traffic, Targets]:
 
     :raises ConfigError: with all that is wrong.
     """
-    report = Report(spec.where)
-    block = read(TrafficBlock, spec.blocks.get("traffic", {}), "traffic", report)
+    return traffic_of(spec.blocks.get("traffic", {}), Report(spec.where))
+
+
+def traffic_of(value: Mapping[str, Any], report: Report) -> tuple[Traffic, Targets]:
+    """The same of a block by itself."""
+    block = read(TrafficBlock, value, "traffic", report)
     report.raise_faults()
     assert block is not None
     lengths = {
@@ -44,9 +48,9 @@ def read_traffic(spec: Spec) -> tuple[Traffic, Targets]:
         report.fault("traffic", "the traffic is a rate of requests, or a number in flight (concurrency)", fix)
     given = {"rate_per_s": block.rate_per_s, "targets.first_token_s": block.targets.first_token_s,
              "targets.per_token_s": block.targets.per_token_s}  # fmt: skip
-    for name, value in given.items():
-        if value is not None and value <= 0:
-            report.fault(f"traffic.{name}", f"{value:g} is too small", "more than 0")
+    for name, number in given.items():
+        if number is not None and number <= 0:
+            report.fault(f"traffic.{name}", f"{number:g} is too small", "more than 0")
     if not 0 < block.targets.share <= 1:
         report.fault("traffic.targets.share", f"{block.targets.share:g} is no share", "more than 0, at most 1")
     report.raise_faults()
