@@ -37,6 +37,7 @@ def give(folder: Folder) -> tuple[str, dict[str, torch.Tensor]]:
 
 def test_blocks_come_to_where_they_are_wanted_and_touch_nothing_else(folder: Folder) -> None:
     name, source = give(folder)
+    assert folder.path.stat().st_mode & 0o077 == 0
     assert folder.find(name, FACTS)
     into = caches(9.0)
     folder.load(name, 1, into, 1, [0, 8])  # the first is there already

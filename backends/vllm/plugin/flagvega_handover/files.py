@@ -58,7 +58,7 @@ class Folder:
     def __init__(self, path: Path, keep_s: float) -> None:
         self.path, self.keep_s = path, keep_s
         self._swept = 0.0
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts can be read out of caches
 
     def new_name(self) -> str:
         """A name that nothing has yet, and that nobody guesses."""
