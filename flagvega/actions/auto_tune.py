@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from flagvega.actions import run as run_action
 from flagvega.actions import tune_serving
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import decide
-from flagvega.actions.searching import FOLDER, REPORT, budget_of, document, make_order, search, settings_of
-from flagvega.actions.trials import run_trial, trial_spec
+from flagvega.actions.searching import REPORT, budget_of, document, make_order, search, settings_of
+from flagvega.actions.trials import run_trial, trial_spec, write_plan
+from flagvega.actions.tune_hosts import find_host, follow
 from flagvega.config.spec import Spec
-from flagvega.errors import Fault, PreflightError
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.tables import profile_to_json
 from flagvega.records import write_json, write_text
 from flagvega.tune.best import best_yaml
 from flagvega.tune.candidates import Seen, read_settings
 from flagvega.tune.families import Layouts, pool_of
+from flagvega.tune.folder import FOLDER
 from flagvega.tune.history import guided
 from flagvega.tune.measure import Limits
 from flagvega.tune.priority import grid
@@ -30,6 +31,7 @@ from flagvega.tune.search import Guided
 from flagvega.tune.shape import read_point
 from flagvega.tune.study import Outcome, Study, Trial
 from flagvega.tune.tuner import Progress, Run, Tuner, fingerprint
+from flagvega.tune.turns import Leader
 from flagvega.tune.view import summary_lines, tune_page
 
 
@@ -37,38 +39,64 @@ def act(call: Call) -> Answer:
     """Tune in ``<exp_dir>/auto_tuner``, and run the best at the end where that is asked for."""
     if call.serves:
         return tune_serving.act(call)
+    question = ask(call.spec, call.engine)
+    host = find_host(call, question)
+    if host.num_nodes == 1:
+        return _lead(call, question, None)
+    if host.node:
+        return _follow(call, question)
+    (call.spec.exp_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+    with Leader(call.spec.exp_dir / FOLDER) as leader:
+        return _lead(call, question, leader)
+
+
+def _lead(call: Call, question: Question, leader: Leader | None) -> Answer:
+    """Search; other hosts are told by the leader."""
     spec = call.spec
-    if spec.runner.nnodes > 1:
-        fix = "tune on one host, or give the chips of all hosts to action=plan"
-        raise PreflightError(Fault("trials over several hosts are not run yet", "experiment.runner.nnodes", fix))
-    question = ask(spec, call.engine)
     tuner, best = search(
         call,
-        lambda study: _tuner(call, question, study),
+        lambda study: _tuner(call, question, study, leader),
         lambda tuner: _opening(question, tuner),
         lambda tuner: _page(spec, question, tuner),
     )
     paths = _write_best(call, question, tuner, best)
     answer, lines = document(tuner, best, paths), summary_lines(tuner, best, paths)
+    if leader is not None:
+        leader.reason = tuner.progress.ended
     if not settings_of(spec)["control"]["run_best"]:
         return Answer(answer, lines)
     for line in lines:
         call.say(line)
-    ran = run_action.start(call, decide(call, _best_spec(spec, question, best)))
+    if leader is not None:
+        leader.best(best.point)
+    ran = run_action.start(call, decide(call, _best_spec(spec, question, best.point)))
     return Answer(answer | {"run": ran.document}, ran.shown, ran.exit_code)
 
 
-def _tuner(call: Call, question: Question, study: Study) -> Tuner:
+def _follow(call: Call, question: Question) -> Answer:
+    """Run this host's part of what host 0 chooses."""
+
+    def run_here(point: Mapping[str, Any], folder: Path, limits: Limits, is_wanted: Callable[[], bool]) -> None:
+        part = question.by_settings[read_settings(point)]
+        run_trial(call, _spec_of(part, point, folder, limits), folder, limits, is_wanted=is_wanted)
+
+    def run_best(point: Mapping[str, Any]) -> Answer:
+        return run_action.start(call, decide(call, _best_spec(call.spec, question, point)))
+
+    return follow(call, run_here, run_best)
+
+
+def _tuner(call: Call, question: Question, study: Study, leader: Leader | None) -> Tuner:
     settings, pool = settings_of(call.spec), pool_of(question)
     order = make_order(settings, pool, study, call.spec.name, guided, grid)
     progress = Progress(study, pool, order, budget_of(settings))
     return Tuner(
-        progress, _base_key(call.spec, question), lambda seen: _make(call, seen, settings["control"]),
+        progress, _base_key(call.spec, question), lambda seen: _make(call, seen, settings["control"], leader),
         refused=[why for _, why in question.refused],
     )  # fmt: skip
 
 
-def _make(call: Call, seen: Seen, control: Mapping[str, Any]) -> Run:
+def _make(call: Call, seen: Seen, control: Mapping[str, Any], leader: Leader | None) -> Run:
     """A trial of a candidate; ConfigError when the engine refuses its plan."""
     part: Part = seen.part
     plan, limit_bytes = None, list[float]()
@@ -81,8 +109,12 @@ def _make(call: Call, seen: Seen, control: Mapping[str, Any]) -> Run:
             control["warmup_iters"], control["train_iters"], max(control["max_iters"], control["train_iters"]),
             control["confidence"], control["max_time_per_task"], best_s / part.scale if best_s else None,
         )  # fmt: skip
-        num_steps = limits.warmup_iters + limits.max_iters + 1
-        outcome = run_trial(call, trial_spec(part.spec, folder, plan, num_steps), folder, limits, limit_bytes)
+        if plan is not None:
+            write_plan(folder, plan)
+        record = seen.point.record
+        if leader is not None:
+            leader.trial(folder, record, limits)
+        outcome = run_trial(call, _spec_of(part, record, folder, limits), folder, limits, limit_bytes)
         if outcome.time_s is None or outcome.half_width_s is None:
             return outcome
         return replace(
@@ -90,6 +122,11 @@ def _make(call: Call, seen: Seen, control: Mapping[str, Any]) -> Run:
         )  # fmt: skip
 
     return run
+
+
+def _spec_of(part: Part, record: Mapping[str, Any], folder: Path, limits: Limits) -> Spec:
+    """What a trial of a candidate runs."""
+    return trial_spec(part.spec, folder, bool(record.get("shape")), limits.warmup_iters + limits.max_iters + 1)
 
 
 def _base_key(spec: Spec, question: Question) -> str:
@@ -144,11 +181,11 @@ def _counts(question: Question, progress: Progress) -> list[tuple[str, str, str]
     return rows
 
 
-def _best_spec(spec: Spec, question: Question, best: Trial) -> Spec:
-    """The experiment with the best candidate's choices."""
-    part = question.by_settings[read_settings(best.point)]
+def _best_spec(spec: Spec, question: Question, point: Mapping[str, Any]) -> Spec:
+    """The experiment with the choices of a record."""
+    part = question.by_settings[read_settings(point)]
     blocks = dict(part.spec.blocks)
-    if best.point.get("shape"):
+    if point.get("shape"):
         blocks["plan"] = {"file": str(spec.exp_dir / FOLDER / "best" / "plan.json")}
     return replace(part.spec, exp_dir=spec.exp_dir, blocks=blocks)
 

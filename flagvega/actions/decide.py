@@ -55,7 +55,12 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     warnings = (*_idle_pins(spec), *call.engine.warnings(spec, plan))
     for warning in warnings:
         call.say(f"warning: {warning}")
-    job = call.engine.job(spec, plan, cluster)
+    launch = make_launch(call, spec, plan, call.engine.job(spec, plan, cluster))
+    return Decision(spec, cluster, plan, launch, (*spec.warnings, *warnings))
+
+
+def make_launch(call: Call, spec: Spec, plan: Plan, job: Job) -> Launch:
+    """How a job is started in ``spec.exp_dir``; ConfigError when it cannot be."""
     launch = Launch(
         run_dir=Path(os.path.abspath(spec.exp_dir)),
         directory=Path.cwd(),
@@ -68,7 +73,7 @@ def decide(call: Call, spec: Spec | None = None) -> Decision:
     )
     if faults := check_launch(launch):
         raise ConfigError(faults)
-    return Decision(spec, cluster, plan, launch, (*spec.warnings, *warnings))
+    return launch
 
 
 def watch_facts(decision: Decision) -> dict[str, Any]:

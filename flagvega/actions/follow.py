@@ -16,10 +16,11 @@ import yaml
 
 from flagvega.actions.call import Call
 from flagvega.actions.decide import Decision, watch_facts
+from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, ExitCode, Fault, PreflightError
 from flagvega.launch.join import agree
 from flagvega.launch.preflight import check_devices, check_port
-from flagvega.launch.rendezvous import find_interface
+from flagvega.launch.rendezvous import Rendezvous, find_interface
 from flagvega.launch.script import secrets
 from flagvega.report.live import LiveView
 from flagvega.report.progress import Progress
@@ -121,13 +122,18 @@ def _this_node(call: Call, decision: Decision) -> int:
 
 def host_commands(decision: Decision) -> list[str]:
     """What to type on each host of a run of several."""
-    rendezvous = decision.launch.rendezvous
+    hosts = {node.node: node.host for node in decision.launch.job.nodes}
+    return commands_by_host(decision.spec, decision.launch.rendezvous, hosts)
+
+
+def commands_by_host(spec: Spec, rendezvous: Rendezvous, hosts: Mapping[int, str]) -> list[str]:
+    """This command as it is typed on each host."""
     words = [word for word in sys.argv[1:] if not word.startswith("experiment.runner.node_rank=")]
-    words += [] if decision.spec.runner.master_addr else [f"experiment.runner.master_addr={rendezvous.address}"]
-    words += [] if decision.spec.runner.master_port else [f"experiment.runner.master_port={rendezvous.port}"]
+    words += [] if spec.runner.master_addr else [f"experiment.runner.master_addr={rendezvous.address}"]
+    words += [] if spec.runner.master_port else [f"experiment.runner.master_port={rendezvous.port}"]
     return [
-        f"{node.host}: {_program()} {shlex.join([*words, f'experiment.runner.node_rank={node.node}'])}"
-        for node in decision.launch.job.nodes
+        f"{host}: {_program()} {shlex.join([*words, f'experiment.runner.node_rank={node}'])}"
+        for node, host in hosts.items()
     ]
 
 

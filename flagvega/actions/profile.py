@@ -10,14 +10,11 @@ from typing import Any
 
 from flagvega.actions import serve_profile
 from flagvega.actions.call import Answer, Call
-from flagvega.actions.decide import Decision
+from flagvega.actions.decide import Decision, make_launch
 from flagvega.actions.follow import environment, ready
 from flagvega.cluster.source import find_cluster
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault, PreflightError
-from flagvega.launch.rendezvous import find_rendezvous
-from flagvega.launch.script import Launch, check_launch
-from flagvega.layout.ranks import places
 from flagvega.plan.profile import Profile, Validity, validity_of
 from flagvega.plan.questions import MICRO_BATCHES, Probe, Rounds, ask, fingerprint, left, num_answered, profile_of
 from flagvega.plan.sources import PROFILE_FILE
@@ -88,18 +85,7 @@ def decide_probe(call: Call, spec: Spec, probe: Probe, rounds: Rounds, file: str
     questions = {"file": file, "rounds": rounds}
     spec = call.engine.settle(call.engine.free(spec), None)
     job = call.engine.probe_job(spec, probe.plan, probe.cluster, questions)
-    found = {(place.node, place.local): place.rank for place in places(probe.plan)}
-    launch = Launch(
-        run_dir=spec.exp_dir,
-        directory=Path.cwd(),
-        job=job,
-        ranks=tuple(tuple(found[node.node, local] for local in range(node.num_ranks)) for node in job.nodes),
-        rendezvous=find_rendezvous(spec.runner, {node.node: node.host for node in job.nodes}, os.environ),
-        before_start=spec.cmds.before_start,
-        after_stop=spec.cmds.after_stop,
-    )
-    if faults := check_launch(launch):
-        raise ConfigError(faults)
+    launch = make_launch(call, spec, probe.plan, job)
     return Decision(spec, probe.cluster, probe.plan, launch, ())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,17 @@ SHORT: Mapping[str, Any] = {"log_interval": 1, "save_interval": None, "eval_inte
 """Arguments of every trial: it reports each step, saves nothing and evaluates nothing."""
 
 
-def trial_spec(spec: Spec, folder: Path, plan: Plan | None, num_steps: int = 0) -> Spec:
-    """What a trial runs: the candidate in its own folder, for at least so many steps."""
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Where the trial in a folder reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", plan_to_json(plan))
+
+
+def trial_spec(spec: Spec, folder: Path, has_plan: bool, num_steps: int = 0) -> Spec:
+    """What a trial runs: the candidate in its own folder, with the plan there if it has one, for at least so many
+    steps."""
     blocks = {name: block for name, block in spec.blocks.items() if name != "auto_tuner"}
-    if plan is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "plan.json", plan_to_json(plan))
+    if has_plan:
         blocks["plan"] = {"file": str(folder / "plan.json")}
     arguments = {**spec.arguments, **SHORT}
     if (given := arguments.get("train_iters")) is not None:
@@ -40,8 +45,9 @@ def trial_spec(spec: Spec, folder: Path, plan: Plan | None, num_steps: int = 0) 
     return replace(spec, exp_dir=folder, arguments=arguments, blocks=blocks)
 
 
-def run_trial(call: Call, spec: Spec, folder: Path, limits: Limits, limit_bytes: Sequence[float] = ()) -> Outcome:
-    """Run one trial to its end, whatever that is; nothing of it is left running."""
+def run_trial(call: Call, spec: Spec, folder: Path, limits: Limits, limit_bytes: Sequence[float] = (),
+              is_wanted: Callable[[], bool] = lambda: True) -> Outcome:  # fmt: skip
+    """Run one trial to its end, whatever that is, or until it is not wanted; nothing of it is left running."""
     quiet = replace(call, console=Console(stderr=True, quiet=True))
     quiet.__dict__["engine"] = call.engine
     decision = decide(quiet, spec)
@@ -51,6 +57,8 @@ def run_trial(call: Call, spec: Spec, folder: Path, limits: Limits, limit_bytes:
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
+            if not is_wanted():
+                stop(directory, process)
     except BaseException:
         stop(directory, process)
         shutil.rmtree(folder, ignore_errors=True)

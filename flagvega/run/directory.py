@@ -118,6 +118,10 @@ class RunDirectory:
         """All events of a rank, of former runs too."""
         return read_json_lines(self.event_file(rank))
 
+    def told_ranks(self) -> list[int]:
+        """Ranks that have reported something, of all hosts that share the directory."""
+        return sorted(int(path.stem[5:]) for path in self.event_file(0).parent.glob("rank-*.jsonl"))
+
     def metrics(self) -> Lines:
         """The metrics of the run here, to be read as they grow."""
         run = self.read()

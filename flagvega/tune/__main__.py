@@ -1,4 +1,4 @@
-"""``python flagvega/tune/__main__.py <trial> <tuner's pid> <limits>``: the supervisor of one trial.
+"""``python flagvega/tune/__main__.py <trial> <host> <tuner's pid> <limits>``: the supervisor of one trial.
 
 Started by its path, so that it is of the flagvega that started it, installed or not.
 """
@@ -19,9 +19,9 @@ from flagvega.tune.measure import Limits
 from flagvega.tune.trial import Watcher
 
 
-def main(root: str, parent: str, limits: str) -> int:
-    """Supervise a trial that is prepared in ``root``; its exit code."""
-    directory = RunDirectory(Path(root))
+def main(root: str, node: str, parent: str, limits: str) -> int:
+    """Supervise this host's part of a trial that is prepared in ``root``; its exit code."""
+    directory = RunDirectory(Path(root), int(node))
     watcher = Watcher(directory, Limits(**json.loads(limits)), int(parent))
     try:
         supervisor = Supervisor(directory, say=lambda text: print(text, flush=True), watch=watcher.look)

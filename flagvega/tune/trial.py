@@ -45,6 +45,8 @@ class Watcher:
         """Called ten times a second."""
         if os.getppid() != self.parent:
             self._end("the tuner is gone")
+        elif self.directory.node:
+            return  # host 0 judges: its file to stop is read by all ranks
         elif self.asked is not None:
             if time.monotonic() > self.asked:
                 self._end(None)
@@ -73,9 +75,9 @@ class Watcher:
 
 def start(directory: RunDirectory, environ: Mapping[str, str], limits: Limits) -> subprocess.Popen[bytes]:
     """Start the supervisor of a prepared trial; it owns the directory from then on."""
-    (directory.root / VERDICT_FILE).unlink(missing_ok=True)
     program = Path(__file__).with_name("__main__.py")
-    argv = [sys.executable, str(program), str(directory.root), str(os.getpid()), json.dumps(asdict(limits))]
+    where = [str(directory.root), str(directory.node)]
+    argv = [sys.executable, str(program), *where, str(os.getpid()), json.dumps(asdict(limits))]
     with directory.supervisor_log.open("wb") as log:
         process = subprocess.Popen(
             argv, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -110,7 +112,7 @@ def read_outcome(directory: RunDirectory, limits: Limits, took_s: float, limit_b
     run = directory.read()
     measured = read_steps(directory.metrics().read(), limits.warmup_iters)
     status, reason = _judge(directory, run, measured, _word(directory))
-    if status in GOOD and (invalid := _invalid_timing(directory, run)):
+    if status in GOOD and (invalid := _invalid_timing(directory)):
         status, reason = "invalid_timing", invalid
     has_time = bool(measured.steps) and status in GOOD
     return Outcome(
@@ -123,7 +125,7 @@ def read_outcome(directory: RunDirectory, limits: Limits, took_s: float, limit_b
         measured_memory_share=_memory_share(measured, limit_bytes),
         busy=measured.busy,
         loss=measured.loss if measured.steps and measured.is_finite else None,
-        rank=_rank_without_memory(directory, run) if status == "oom" else None,
+        rank=_rank_without_memory(directory) if status == "oom" else None,
         took_s=took_s,
         notes=tuple(run.notes) if run else (),
     )
@@ -143,7 +145,7 @@ def _judge(directory: RunDirectory, run: Run | None, measured: Measured, word: s
         return "nan", f"the loss is {measured.loss}"
     if word == "hang":
         return "hang", f"no end within its time; {len(measured.steps)} steps were measured"
-    errors = _errors(directory, run)
+    errors = {name for _, name in _last_errors(directory)}
     if OUT_OF_MEMORY in errors:
         return "oom", _first_line(run)
     if NOT_FINITE in errors:
@@ -157,28 +159,24 @@ def _judge(directory: RunDirectory, run: Run | None, measured: Measured, word: s
     return "ok", ""
 
 
-def _errors(directory: RunDirectory, run: Run | None) -> set[str]:
-    """The names of the errors that ranks told in their last events."""
-    return {name for _, name in _last_errors(directory, run)}
-
-
-def _last_errors(directory: RunDirectory, run: Run | None) -> list[tuple[int, str]]:
+def _last_errors(directory: RunDirectory) -> list[tuple[int, str]]:
+    """(rank, the name of the error that it told in its last event), of all hosts."""
     found = []
-    for rank in run.ranks if run else ():
+    for rank in directory.told_ranks():
         exits = [event for event in directory.events(rank) if event.get("event") == "exit"]
         if exits and exits[-1].get("error"):
             found.append((rank, str(exits[-1]["error"])))
     return found
 
 
-def _invalid_timing(directory: RunDirectory, run: Run | None) -> str:
+def _invalid_timing(directory: RunDirectory) -> str:
     """Why the timings do not count, as a rank tells it; nothing where they do."""
-    events = (event for rank in (run.ranks if run else ()) for event in directory.events(rank))
+    events = (event for rank in directory.told_ranks() for event in directory.events(rank))
     return next((str(event["reason"]) for event in events if event.get("event") == INVALID_TIMING), "")
 
 
-def _rank_without_memory(directory: RunDirectory, run: Run | None) -> int | None:
-    return next((rank for rank, name in _last_errors(directory, run) if name == OUT_OF_MEMORY), None)
+def _rank_without_memory(directory: RunDirectory) -> int | None:
+    return next((rank for rank, name in _last_errors(directory) if name == OUT_OF_MEMORY), None)
 
 
 def _first_line(run: Run | None) -> str:

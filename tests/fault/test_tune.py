@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.toy.cli import call, start
+from tests.toy.cli import PLUGIN, call, start
 from tests.toy.job import ROOT
 from tests.toy.tuning import PYTHONPATH, read_trials, write_search
 
@@ -72,36 +73,46 @@ def test_a_killed_search_goes_on_to_the_same_best_with_no_trial_lost_or_doubled(
     assert trials[: len(seen)] == seen
     assert len({trial["key"] for trial in trials}) == len(trials)
     assert len({trial["number"] for trial in trials}) == len(trials)
-    good = [trial for trial in trials if trial["status"] == "ok"]
-    assert min(good, key=lambda trial: trial["time_s"])["values"]["step_s"] == 0.02
+    assert best_of(trials)["step_s"] == 0.02
     assert relatives(tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_so_does_a_search_with_the_real_engine(tmp_path):
-    words = [
-        sys.executable, str(ROOT / "run.py"), "--config-path", "examples/gpt/conf", "--config-name", "one",
-        "cluster={nodes: [{chip: emu-l}]}",
-        "action=auto_tune", f"experiment.exp_dir={tmp_path}/out",
-        "experiment.auto_tuner={space: {micro_batch_size: [1, 2, 4]}, algo: {name: grid}, control: "
-        "{warmup_iters: 1, train_iters: 2, max_iters: 2, run_best: false}}",
-    ]  # fmt: skip
+    def words(folder: Path) -> list[str]:
+        return [
+            sys.executable, str(ROOT / "run.py"), "--config-path", "examples/gpt/conf", "--config-name", "one",
+            "cluster={nodes: [{chip: emu-l-slow}]}", "action=auto_tune", f"experiment.exp_dir={folder}/out",
+            "experiment.auto_tuner={space: {micro_batch_size: [1, 2, 4]}, control: "
+            "{warmup_iters: 2, train_iters: 2, max_iters: 2, run_best: false}}",
+        ]  # fmt: skip
+
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    began = time.monotonic()
+    subprocess.run(words(calm), cwd=ROOT, capture_output=True, check=True)
+    took_s = time.monotonic() - began
     rng, seen = random.Random(5), list[dict]()
-    for _ in range(2):
-        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        kill_after(process, tmp_path, rng.uniform(4.0, 14.0))
-        trials = read_trials(tmp_path)
+    for half in range(2):
+        process = subprocess.Popen(words(killed), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert kill_after(process, killed, took_s * (0.5 * half + rng.uniform(0.1, 0.4)) / (1 + half))
+        trials = read_trials(killed)
         assert trials[: len(seen)] == seen
         seen = trials
 
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(words(killed), cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stderr
-    trials = read_trials(tmp_path)
+    trials = read_trials(killed)
     assert trials[: len(seen)] == seen
-    assert sorted(trial["values"]["micro_batch_size"] for trial in trials) == [1, 2, 4]
+    assert len({trial["key"] for trial in trials}) == len(trials)
+    assert best_of(trials) == best_of(read_trials(calm))
     assert relatives(tmp_path) == []
+
+
+def best_of(trials: list[dict]) -> dict:
+    """What the fastest trial chose."""
+    return min((trial for trial in trials if trial["status"] == "ok"), key=lambda trial: trial["time_s"])["values"]
 
 
 def test_another_shell_sees_a_search_reads_its_logs_and_stops_it(tmp_path):
@@ -130,6 +141,7 @@ def test_another_shell_sees_a_search_reads_its_logs_and_stops_it(tmp_path):
     assert relatives(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_search_of_a_dead_tuner_is_told_and_cleared(tmp_path):
     conf = write_search(tmp_path, "{step_s: [0.9, 0.8]}")
     process = search(conf)
@@ -143,6 +155,53 @@ def test_the_search_of_a_dead_tuner_is_told_and_cleared(tmp_path):
 
     assert "died" in died.stdout
     assert stopped.stdout == "search: already stopped\n"
+    assert relatives(tmp_path) == []
+
+
+def search_of_two_hosts(folder: Path, *more: str) -> list[subprocess.Popen[str]]:
+    """Two command lines on this machine, with one shared run directory; host 1 first."""
+    conf = write_search(folder, SPACE, "patience: 50")
+    text = (conf / "toy.yaml").read_text()
+    nodes = "[{host: one, chip: cpu, devices: 2}, {host: two, chip: cpu, devices: 1}]"
+    (conf / "toy.yaml").write_text(f"{text}cluster: {{nodes: {nodes}}}\n")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    words = ["action=auto_tune", "experiment.runner.nnodes=2", "experiment.runner.master_addr=127.0.0.1",
+             f"experiment.runner.master_port={port}", "train.system.ranks=3", *more]  # fmt: skip
+    nodes = [start(conf, *words, f"experiment.runner.node_rank={node}", PYTHONPATH=str(PLUGIN)) for node in (1, 0)]
+    return nodes[::-1]
+
+
+def test_several_hosts_run_the_trials_of_one_search(tmp_path):
+    hosts = search_of_two_hosts(tmp_path, "experiment.auto_tuner.control.max_trials=3")
+
+    said = [host.communicate(timeout=120) for host in hosts]
+
+    assert [host.returncode for host in hosts] == [0, 0], said
+    trials = read_trials(tmp_path)
+    assert len(trials) == 3
+    assert sum(trial["status"] in ("ok", "worse") for trial in trials) >= 2
+    assert "3 trials ran here" in said[1][0]
+    logs = {path.name for path in (tmp_path / "out/auto_tuner/trials/001/logs").glob("*/rank-*.log")}
+    assert logs == {"rank-0.log", "rank-1.log", "rank-2.log"}
+    assert relatives(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_hosts_whose_leader_ends_leave(tmp_path, number):
+    leader, other = search_of_two_hosts(tmp_path, "experiment.auto_tuner.space.step_s=[60]")
+    while not list(tmp_path.glob("out/auto_tuner/trials/001/events/rank-2.jsonl")):
+        time.sleep(0.05)
+
+    leader.send_signal(number)
+    leader.communicate()
+    _, said = other.communicate(timeout=120)
+
+    assert other.returncode == (0 if number == signal.SIGTERM else 4)
+    assert ("the search is over" if number == signal.SIGTERM else "host 0 has not been heard of") in said
+    assert "Traceback" not in said
     assert relatives(tmp_path) == []
 
 

@@ -9,11 +9,11 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flagvega.actions.trials import SHORT, trial_spec
+from flagvega.actions.trials import trial_spec, write_plan
 from flagvega.config.spec import Spec
 from flagvega.engine import engines
 from flagvega.errors import ConfigError
@@ -87,7 +87,8 @@ def _measure_once(spec: Spec, plan: Any) -> dict[str, Any]:
     engine = engines.get("megatron")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "run"
-        chosen = trial_spec(replace(spec, arguments={**spec.arguments, **SHORT}), root, plan)
+        write_plan(root, plan)
+        chosen = trial_spec(spec, root, has_plan=True)
         settled = engine.settle(chosen, plan)
         job = engine.job(settled, plan, find_cluster(spec, engine.request(settled)))
         for name, content in job.files.items():

@@ -43,8 +43,20 @@ def small() -> Iterator[EmulatedDevice]:
 
 
 def test_the_chips_are_emulated_each_with_its_curve():
-    assert CHIPS == ["emu-l", "emu-m", "emu-s"]
-    assert len({read_curve(chip).duration_s("layer_fwd", 1e8, 1e6, 1) for chip in CHIPS}) == 3
+    fast = ["emu-l", "emu-m", "emu-s"]
+    assert sorted([*fast, *(f"{chip}-slow" for chip in fast)]) == CHIPS
+    assert len({read_curve(chip).duration_s("layer_fwd", 1e8, 1e6, 1) for chip in CHIPS}) == 6
+
+
+@pytest.mark.parametrize("chip", ["emu-l", "emu-m", "emu-s"])
+def test_a_slow_chip_takes_three_times_as_long_for_everything(chip):
+    fast, slow = read_curve(chip), read_curve(f"{chip}-slow")
+    for kind in ("layer_fwd", "layer_bwd", "head_fwd", "optimizer", "collective", "transfer"):
+        for work in ((1e6, 1e4), (1e8, 1e7), (1e6, 1e8)):
+            assert slow.duration_s(kind, *work, 2) == pytest.approx(3 * fast.duration_s(kind, *work, 2), rel=1e-3)
+    facts, same = find_chip(chip), find_chip(f"{chip}-slow")
+    assert same.peak_flops["fp32"] == pytest.approx(facts.peak_flops["fp32"] / 3, rel=1e-3)
+    assert same.memory_bytes == facts.memory_bytes
 
 
 @pytest.mark.parametrize("chip", CHIPS)
