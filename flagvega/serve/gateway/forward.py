@@ -167,10 +167,12 @@ class _Exchange:
         flight.note(1, now)
         reader.seen_at = now
         reader.learn(flight, 1, now)
-        tokens = _usage(answer).get("prompt_tokens")
-        self.metrics.read(reader, self.instance, tokens if isinstance(tokens, int) else 0, now - flight.started)
-        self.reader = reader
-        return ask_to_write(self.question, answer)
+        handed = ask_to_write(self.question, answer)
+        if handed is not self.question:
+            tokens = _usage(answer).get("prompt_tokens")
+            self.metrics.read(reader, self.instance, tokens if isinstance(tokens, int) else 0, now - flight.started)
+            self.reader = reader
+        return handed
 
     async def run(self, flight: Flight, headers: dict[str, str]) -> web.StreamResponse:
         """Ask, and pass the answer back."""
