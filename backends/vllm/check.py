@@ -29,7 +29,20 @@ def check_services(spec: Spec) -> list[Fault]:
             value = service.arguments.get(name)
             if value is not None and value < 1:
                 faults.append(Fault(f"'{name}' is {value}", where_of(spec, service, name), "legal: more than 0"))
+        faults += _check_steps(spec, service)
     return faults
+
+
+def _check_steps(spec: Spec, service: Service) -> list[Fault]:
+    """What a step takes in must do for its sequences, and for a whole prompt where prompts are not cut."""
+    given, name = service.arguments, "max_num_batched_tokens"
+    needed = ["max_num_seqs", *(["max_model_len"] if given.get("enable_chunked_prefill") is False else [])]
+    return [
+        Fault(f"'{name}' is {given[name]}, and '{other}' {given[other]}", where_of(spec, service, name),
+              f"vLLM takes {name} from {other} on")
+        for other in needed
+        if isinstance(given.get(name), int) and isinstance(given.get(other), int) and given[name] < given[other]
+    ]  # fmt: skip
 
 
 def check_files(spec: Spec, instances: Sequence[Instance]) -> list[Fault]:

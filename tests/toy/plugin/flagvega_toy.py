@@ -20,6 +20,7 @@ from flagvega.server import Command
 
 PROGRAM = Path(__file__).parents[1] / "rank.py"
 PACED = Path(__file__).parents[1] / "paced.py"
+LOAD = Path(__file__).parents[1] / "load.py"
 SERVER = Path(__file__).parents[1] / "server.py"
 
 TROUBLES = {
@@ -135,7 +136,8 @@ class ToyServer:
 
     def keys(self) -> Mapping[str, Key]:
         """What a toy's server can be told."""
-        keys = [Key("way", "str"), Key("port", "int"), Key("host", "str"), Key("model", "str")]
+        keys = [Key("way", "str"), Key("port", "int"), Key("host", "str"), Key("model", "str"),
+                Key("max_num_seqs", "int"), Key("step_s", "float")]  # fmt: skip
         return {key.name: key for key in keys}
 
     def check(self, spec: Spec) -> Sequence[Fault]:
@@ -165,8 +167,14 @@ class ToyServer:
         """The toy's server."""
         way = str(service.arguments.get("way", ""))
         if way == "paced":
-            return Command((sys.executable, str(PACED), "--port", str(instance.port)), {}, "toy", start_s=30)
+            given = {"--slots": "max_num_seqs", "--step-s": "step_s"}
+            words = [f"{word}={service.arguments[name]}" for word, name in given.items() if name in service.arguments]
+            return Command((sys.executable, str(PACED), "--port", str(instance.port), *words), {}, "toy", start_s=30)
         return Command((sys.executable, str(SERVER), str(instance.port), way), {}, "m", start_s=30)
+
+    def bench(self) -> Command:
+        """The toy's client."""
+        return Command((sys.executable, str(LOAD)))
 
 
 server = ToyServer()
