@@ -1,0 +1,184 @@
+"""Plans of services: which instances, why, and what would have to change; and the files that they are written to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flagvega.cli import main
+from flagvega.errors import ExitCode
+from flagvega.serve.choose import Problem, choose, find_kind, holds, look, pack, price_of, take_alone, whole
+from flagvega.serve.curve import Level, Reading, Row, ServeProfile, profile_to_json
+from flagvega.serve.traffic import Lengths, Targets, Traffic, fixed
+
+
+def row(chip: str, base_s: float, sequence_s: float, readings: tuple[float, float], tp: int = 1) -> Row:
+    levels = tuple(Level(n, base_s + sequence_s * n) for n in (1, 8, 24))
+    short, long = readings
+    return Row("m", chip, levels, (Reading(100, short), Reading(900, long)), tp, model="model", max_tokens=1024)
+
+
+FAST = row("emu-l", 0.04, 0.0006, (0.05, 0.12))
+WIDE = row("emu-l", 0.025, 0.0003, (0.03, 0.07), tp=2)
+SLOW = row("emu-s", 0.08, 0.003, (0.13, 0.45))
+TRAFFIC = Traffic(Lengths(least=20, most=200), fixed(30), rate_per_s=12, num_requests=200)
+TARGETS = Targets(1.0, 0.15, 0.95)
+
+
+def problem(rate: float, counts: dict[str, int], objective: Any = "goodput", rows: tuple[Row, ...] = (FAST, SLOW),
+            prices: tuple[float, ...] = (3.0, 1.0, 6.0)) -> Problem:  # fmt: skip
+    traffic = Traffic(TRAFFIC.input_tokens, TRAFFIC.output_tokens, rate_per_s=rate, num_requests=200)
+    found = [find_kind(row, traffic, TARGETS, price) for row, price in zip(rows, prices, strict=False)]
+    return Problem(tuple(kind for kind in found if kind), counts, traffic, TARGETS, objective)
+
+
+def test_the_limit_of_requests_at_once_keeps_the_time_between_tokens() -> None:
+    kind = find_kind(SLOW, TRAFFIC, TARGETS, 1.0)
+    assert kind is not None
+    assert SLOW.levels[-1].step_s > 0.15
+    assert kind.curve.step_s(kind.slots) < 0.15
+    assert "too slow" in kind.bound
+    assert find_kind(SLOW, TRAFFIC, Targets(1.0, 0.05, 0.95), 1.0) is None
+
+
+def test_what_an_instance_takes_alone_is_where_its_targets_just_hold() -> None:
+    asked = problem(1.0, {"emu-l": 1})
+    (fast, _) = asked.kinds
+    shares = []
+    for rate in (0.93 * fast.rate_per_s, 1.15 * fast.rate_per_s):
+        at = problem(rate, {"emu-l": 1})
+        shares.append(look(((at.kinds[0], 1),), at).outcome.good_share)
+    assert shares[0] >= 0.94 > shares[1]
+
+
+def test_most_goodput_takes_every_chip_in_need_and_no_more_otherwise() -> None:
+    counts = {"emu-l": 2, "emu-s": 2}
+    much, little = problem(40.0, counts), problem(3.0, counts)
+    assert choose(much, 10).num_devices == 4
+    assert not holds(choose(much, 10), much)
+    alone = choose(little, 10)
+    assert holds(alone, little)
+    assert alone.price_per_hour <= 3
+
+
+@pytest.mark.parametrize("rate", [4.0, 11.0, 16.0])
+def test_no_cheaper_set_holds_the_targets(rate: float) -> None:
+    asked = problem(rate, {"emu-l": 2, "emu-s": 3}, "cost")
+    best = choose(asked, 60)
+    assert holds(best, asked)
+    fast, slow = asked.kinds
+    for first, second in product(range(3), range(4)):
+        fleet = tuple(pair for pair in ((fast, first), (slow, second)) if pair[1])
+        if fleet and price_of(fleet) < best.price_per_hour - 1e-9:
+            assert not holds(look(fleet, asked), asked)
+
+
+def test_chips_are_put_together_where_that_takes_more() -> None:
+    asked = problem(10.0, {"emu-l": 5}, rows=(FAST, SLOW, WIDE))
+    alone, _, wide = asked.kinds
+    sizes = {kind.row.num_devices: number for kind, number in pack(asked.kinds, "emu-l", 5)[5]}
+    better = wide.rate_per_s > 2 * alone.rate_per_s
+    assert sizes == ({2: 2, 1: 1} if better else {1: 5})
+    assert take_alone(whole(asked)) == pytest.approx(max(2 * wide.rate_per_s + alone.rate_per_s, 5 * alone.rate_per_s))
+
+
+# ---- the action ----
+
+Ask = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """What ``action=plan`` answers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.json").write_text(json.dumps(profile_to_json(ServeProfile((FAST, SLOW)))))
+
+    def ask(rate: float, action: str = "plan", plan: Any = None, **blocks: Any) -> tuple[int, dict[str, Any]]:
+        nodes = [
+            {"chip": "emu-l", "devices": 2, "price_per_hour": 3},
+            {"chip": "emu-s", "devices": 2, "price_per_hour": 1},
+        ]
+        targets = {"first_token_s": 1, "per_token_s": 0.15, "share": 0.95}
+        traffic = {"rate_per_s": rate, "input_tokens": {"from": 20, "to": 200}, "output_tokens": 30, "targets": targets}
+        document = {
+            "experiment": {"exp_name": "s", "exp_dir": "out", "task": {"type": "serve"}},
+            "cluster": {"nodes": nodes},
+            "serve": [{"serve_id": "m", "engine_args": {"model": "model", "max_model_len": 1024}}],
+            "traffic": traffic,
+            "plan": {"profile": "p.json", **(plan or {})},
+            **blocks,
+        }
+        (tmp_path / "exp.yaml").write_text(yaml.safe_dump(document))
+        code = main(["--config-path", ".", "--config-name", "exp", f"action={action}", "output=json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return ask
+
+
+def test_a_plan_is_a_yaml_that_runs_with_the_gateway_knowing_its_instances(
+    ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = ask(20.0)
+    assert code == 0
+    assert found["predictions"]["holds"]
+    assert set(found["predictions"]["one_more"]) == {"emu-l", "emu-s"}
+    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == found
+    words = ["--config-path", "out", "--config-name", "planned", "action=dryrun", "output=json"]
+    assert main(words) == 0
+    dry = json.loads(capsys.readouterr().out)
+    assert dry["plan"]["decisions"] == found["decisions"]
+    settings = json.loads(dry["files"]["job/gateway.json"])
+    assert settings["waiting"]["first_token_s"] == pytest.approx(0.8)
+    fast = settings["instances"][0]
+    assert fast["chip"] == "emu-l"
+    assert fast["step_s"] == pytest.approx(0.0406)
+    assert fast["decode_tokens_per_s"] == pytest.approx(fast["slots"] / (0.04 + 0.0006 * fast["slots"]))
+    assert fast["prefill_tokens_per_s"] == pytest.approx(800 / 0.07)
+    models = {command["argv"][command["argv"].index("--served-model-name") + 1] for command in dry["commands"]}
+    assert models == {"m"}
+
+
+def test_the_cheapest_plan_that_cannot_be_says_what_would_have_to_change(ask: Ask) -> None:
+    code, found = ask(60.0, plan={"objective": "cost"})
+    assert code == ExitCode.NO_PLAN
+    (fault,) = found["faults"]
+    assert "not even all chips" in fault["what"]
+    assert "requests/s" in fault["fix"]
+    assert "more emu-l" in fault["fix"]
+
+
+def test_targets_that_no_chip_meets_are_told_with_what_each_does(ask: Ask) -> None:
+    traffic = {"rate_per_s": 1, "input_tokens": 20, "output_tokens": 5, "targets": {"per_token_s": 0.01}}
+    code, found = ask(1.0, traffic=traffic)
+    assert code == ExitCode.NO_PLAN
+    assert "emu-l: alone, a token comes every 0.0406 s" in found["faults"][0]["what"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plan": {"objective": "time"}}, "'time' is of training"),
+        ({"plan": {"order": ["emu-l"]}}, "'order' means nothing for services"),
+        ({"plan": {"profile": "none.json"}}, "the profile cannot be read"),
+        ({"traffic": {"concurrency": 3}}, "a plan needs a rate"),
+        ({"plan": {"objective": "cost"}, "cluster": {"nodes": [{"chip": "emu-l"}]}}, "emu-l has none"),
+        ({"cluster": {"nodes": [{"chip": "emu-m"}]}}, "no measurement of model on emu-m"),
+        ({"cluster": {"nodes": [{"chip": "emu-l", "host": "a"}, {"chip": "emu-l", "host": "b"}]}}, "on one host"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(ask: Ask, changes: dict[str, Any], words: str) -> None:
+    code, found = ask(5.0, **changes)
+    assert code == ExitCode.CONFIG
+    assert words in json.dumps(found["faults"])
+
+
+def test_requests_that_no_instance_holds_leave_no_plan(ask: Ask) -> None:
+    code, found = ask(1.0, traffic={"rate_per_s": 1, "input_tokens": 1000, "output_tokens": 100})
+    assert code == ExitCode.NO_PLAN
+    assert "1100 tokens" in json.dumps(found["faults"])
