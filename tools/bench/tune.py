@@ -113,7 +113,7 @@ def search_live(case: Case, folder: Path) -> tuple[Measured, tuple[int, int]]:
     common = [f"experiment.exp_dir={folder}", f"{control}.train_iters=3", f"{control}.max_iters=5",
               f"{control}.max_time=null", f"{control}.patience=null", f"{control}.run_best=false"]  # fmt: skip
     _tune([*case.command, *common, f"{control}.max_trials={FEW}", f"{control}.min_trials={FEW}"])
-    first = Study.open(folder / FOLDER).trials
+    first = Study.open(folder / FOLDER).trials[:FEW]
     _tune([*case.command, *common, f"{control}.max_trials=null", "experiment.auto_tuner.algo.name=grid"])
     trials = Study.open(folder / FOLDER).trials
     for trial in trials:
@@ -139,6 +139,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", default="all", choices=("all", "replay", "live", "rank", "collect"))
     parser.add_argument("--case", choices=[case.name for case in KEPT], help="only this kept grid")
     parser.add_argument("--minutes", type=float, default=3.5)
+    parser.add_argument("--folder", type=Path, help="where the live search is kept: it goes on where it was ended")
     parser.add_argument("--seeds", type=int, default=60)
     given = parser.parse_args()
     if given.what == "rank":
@@ -155,7 +156,7 @@ def main() -> int:
     good = [show(read_grid(case), given.seeds) for case in cases] if given.what != "live" else []
     if given.what != "replay":
         with tempfile.TemporaryDirectory() as folder:
-            measured, found = search_live(LIVE, Path(folder))
+            measured, found = search_live(LIVE, given.folder or Path(folder))
             good.append(show(measured, given.seeds, found))
     print(f"{sum(good)} of {len(good)} clusters: within 2 % of the best in at most {FEW} trials")
     return 0 if all(good) else 1

@@ -67,7 +67,7 @@ KEPT = (
     )),
 )  # fmt: skip
 LIVE = Case("small-medium", (("emu-s-slow", 1), ("emu-m-slow", 2)), (
-    _order("emu-s-slow", "emu-m-slow"), "train.model.num_layers=6", *_SMALL,
+    _order("emu-s-slow", "emu-m-slow"), "train.model.num_layers=5", *_SMALL,
 ))  # fmt: skip
 
 
