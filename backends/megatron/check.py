@@ -12,7 +12,7 @@ from backends.megatron.check_model import check_model
 from backends.megatron.check_training import check_training
 from backends.megatron.datafiles import check_data, read_sources
 from backends.megatron.pretrained import check_pretrained, is_pretrained
-from backends.megatron.request import padded_vocab_size, read_request
+from backends.megatron.request import located, padded_vocab_size, read_request
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 
@@ -116,9 +116,9 @@ def _check_load(spec: Spec, settings: Mapping[str, Any]) -> list[Fault]:
 
 
 def _placed(spec: Spec, faults: Iterable[Fault]) -> list[Fault]:
-    """Faults with the key's place for the key; a key that is not there has that of its block."""
+    """Faults at the places of the YAML; a key that is not there has that of its block."""
     block = {"data_path": spec.where.get("train.data", "data_path")}
-    return [replace(fault, where=_at(spec, fault.where, block.get(fault.where))) for fault in faults]
+    return [replace(fault, where=block.get(fault.where, fault.where)) for fault in located(spec, faults)]
 
 
 def warnings_of(spec: Spec) -> list[str]:

@@ -18,14 +18,13 @@ import torch.distributed as dist
 from backends.megatron.events import Events
 from backends.megatron.moments import read_moments, state_names, write_moments
 from backends.megatron.progress import Position
-from backends.megatron.saved import find_good
+from backends.megatron.saved import STATE, find_good
 from backends.megatron.shape import model_facts
 from backends.megatron.trainer import Trainer
 from flagvega.errors import Fault, VerdictError
 from flagvega.layout.codec import plan_hash
 from flagvega.records import read_json, write_json, write_manifest
 
-STATE = "state.json"
 SCHEMA = 1
 
 

@@ -22,7 +22,7 @@ from backends.megatron.companions import write_tokenizer
 from backends.megatron.family import DTYPES, describe
 from backends.megatron.huggingface import FUSED_NORMS, VOCABULARY_ROWS, Stack, stacks, unstack
 from backends.megatron.safefile import INDEX, Entry, SafeFile, index_of, plan_files
-from backends.megatron.saved import SavedTensors, find_good
+from backends.megatron.saved import STATE, SavedTensors, find_good
 from backends.megatron.shape import model_facts, shape_from_arguments
 from backends.megatron.vocabulary import padded_vocab_size, vocab_size
 from flagvega.errors import ConfigError, Fault
@@ -30,7 +30,6 @@ from flagvega.records import read_json, verify_manifest, write_json
 
 ORIGIN: Final = "converted.json"
 """Which checkpoint a folder was made of, and how."""
-STATE: Final = "state.json"
 EXPERTS: Final = "mlp.experts.experts."
 """megatron-core saves all experts of a layer as one tensor, expert by expert along its first dimension."""
 

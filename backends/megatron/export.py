@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from backends.megatron.arguments import complete
 from backends.megatron.check import unusable_values
 from backends.megatron.family import DTYPES
+from backends.megatron.request import located
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.job import source_path
@@ -57,8 +57,7 @@ def _ask(question: Mapping[str, Any], spec: Spec, tell: Callable[[float], None])
             if "done" in answer:
                 tell(answer["done"])
     if "faults" in answer:
-        faults = [Fault(**fault) for fault in answer["faults"]]
-        raise ConfigError([replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in faults])
+        raise ConfigError(located(spec, (Fault(**fault) for fault in answer["faults"])))
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, argv)
     written: dict[str, Any] = answer["written"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,8 +69,12 @@ def padded_vocab_size(spec: Spec, settings: Mapping[str, Any]) -> int:
     try:
         return vocabulary.padded_vocab_size(settings)
     except ConfigError as error:
-        located = [replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in error.faults]
-        raise ConfigError(located) from error
+        raise ConfigError(located(spec, error.faults)) from error
+
+
+def located(spec: Spec, faults: Iterable[Fault]) -> list[Fault]:
+    """Faults of engine arguments, at the places of the YAML."""
+    return [replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in faults]
 
 
 def _gather(faults: list[Fault], read: Any, *arguments: Any) -> Any:

@@ -14,7 +14,9 @@ from backends.megatron.data import build_datasets
 from backends.megatron.events import Events, Metrics
 from backends.megatron.groups import build_groups
 from backends.megatron.loop import Datasets, StopRequest, train
+from backends.megatron.pretrained import is_pretrained
 from backends.megatron.progress import Extent, Position, read_extent
+from backends.megatron.saved import STATE
 from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
 from backends.megatron.shared import open_checkpoints
 from backends.megatron.trainer import Trainer
@@ -67,7 +69,7 @@ def _find_source(settings: Settings, events: Events) -> Path | None:
     if own is not None or settings.arguments["load"] is None:
         return own
     given = Path(settings.arguments["load"])
-    if (given / "config.json").exists() or (given / "state.json").exists():
+    if is_pretrained(given) or (given / STATE).exists():
         return given
     return find_newest(given, events)
 
@@ -78,7 +80,7 @@ def _is_foreign(settings: Settings, source: Path) -> bool:
 
 def _open_weights(source: Path | None, arguments: Any) -> Any:
     """A reader of full tensors when the source is a HuggingFace folder."""
-    if source is None or not (source / "config.json").exists():
+    if source is None or not is_pretrained(source):
         return None
     from backends.megatron.huggingface import HuggingFaceWeights
 

@@ -19,6 +19,8 @@ from flagvega.errors import ConfigError, Fault
 from flagvega.records import verify_manifest
 
 INDEX: Final = ".metadata"
+STATE: Final = "state.json"
+"""Where a run stood, and of which model it is."""
 
 _CLASSES: Final[dict[str, tuple[Any, tuple[str, ...]]]] = {
     "torch.distributed.checkpoint.metadata": (
