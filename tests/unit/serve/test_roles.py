@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-import yaml
-
-from flagvega.cli import main
 from flagvega.errors import ExitCode
+from tests.unit.serve.conftest import EXPERIMENT, Dryrun, whats
 
-Dryrun = Callable[..., dict[str, Any]]
 
-
-@pytest.fixture
-def dryrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dryrun:
-    """The JSON that a dry run of services answers, be it a plan or faults."""
-    monkeypatch.chdir(tmp_path)
-
-    def ask(*services: Any, code: int = 0, deploy: Any = None, **blocks: Any) -> dict[str, Any]:
-        experiment = {"exp_name": "s", "task": {"type": "serve"}, "runner": {"deploy": deploy} if deploy else {}}
-        text = yaml.safe_dump({"experiment": experiment, "serve": list(services), **blocks})
-        (tmp_path / "exp.yaml").write_text(text)
-        assert main(["--config-path", ".", "--config-name", "exp", "action=dryrun", "output=json"]) == code
-        document: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return document
-
-    return ask
+def deploying(**deploy: Any) -> dict[str, Any]:
+    """FlagScale's form of roles, as the experiment has it."""
+    return EXPERIMENT["experiment"] | {"runner": {"deploy": {"prefill_decode_disaggregation": True, **deploy}}}
 
 
 def service(name: str, role: str = "both", chip: str = "cpu", replicas: int = 1, **given: Any) -> dict[str, Any]:
@@ -45,13 +28,9 @@ def transfer(command: dict[str, Any]) -> dict[str, Any] | None:
     return found and dict(json.loads(found))
 
 
-def whats(document: dict[str, Any]) -> str:
-    return "\n".join(f"{fault['where']}: {fault['what']} | {fault['fix']}" for fault in document["faults"])
-
-
 def test_roles_become_connectors_that_meet_in_a_folder_of_the_run(dryrun: Dryrun) -> None:
     other = service("other", served_model_name="another")
-    document = dryrun(service("r", "prefill"), service("w", "decode", replicas=2), service("b"), other)
+    document = dryrun([service("r", "prefill"), service("w", "decode", replicas=2), service("b"), other])
     told = [transfer(each) for each in document["commands"]]
     assert [each and each["kv_role"] for each in told] == ["kv_producer", *["kv_consumer"] * 2, "kv_both", None]
     assert {each["kv_load_failure_policy"] for each in told if each} == {"recompute"}
@@ -67,15 +46,15 @@ def test_roles_become_connectors_that_meet_in_a_folder_of_the_run(dryrun: Dryrun
 
 def test_emulated_chips_have_both_plug_ins(dryrun: Dryrun) -> None:
     chips = {"nodes": [{"chip": "emu-l"}, {"chip": "emu-s"}]}
-    document = dryrun(service("r", "prefill", "emu-l"), service("w", "decode", "emu-s"), cluster=chips)
+    document = dryrun([service("r", "prefill", "emu-l"), service("w", "decode", "emu-s")], cluster=chips)
     paths = [each["env"]["PYTHONPATH"].split(":") for each in document["commands"]]
     assert all(any("handover" in str(child) for child in Path(each[0]).iterdir()) and len(each) >= 2 for each in paths)
 
 
 def test_flagscales_form_splits_its_service(dryrun: Dryrun) -> None:
-    deploy = {"prefill_decode_disaggregation": True, "prefill_num": 2, "decode_num": 1, "prefill_address": "auto"}
+    experiment = deploying(prefill_num=2, decode_num=1, prefill_address="auto")
     given = {"serve_id": "m", "engine_args": {"model": "model", "port": 9000}}
-    document = dryrun(given, deploy=deploy, cluster={"nodes": [{"chip": "a800", "devices": 4}]})
+    document = dryrun([given], experiment=experiment, cluster={"nodes": [{"chip": "a800", "devices": 4}]})
     placed = document["plan"]["decisions"]["instances"]
     assert [(each["service"], each["role"], each["port"]) for each in placed] == [
         ("m-prefill", "prefill", 9000), ("m-prefill", "prefill", 9001), ("m-decode", "decode", 9002),
@@ -90,36 +69,35 @@ def test_flagscales_form_splits_its_service(dryrun: Dryrun) -> None:
 def test_flagscales_replicas_that_follow_the_load_are_read(dryrun: Dryrun) -> None:
     given = service("m", replicas=2)
     given["resources"] |= {"min_replicas": 1, "max_replicas": 4}
-    assert len(dryrun(given)["commands"]) == 2
+    assert len(dryrun([given])["commands"]) == 2
 
 
 def test_mistakes_with_roles_are_named(dryrun: Dryrun) -> None:
     reader, writer = service("r", "prefill"), service("w", "decode")
-    assert "no service writes answers after 'r'" in whats(dryrun(reader, code=ExitCode.CONFIG))
+    assert "no service writes answers after 'r'" in whats(dryrun([reader], ExitCode.CONFIG))
     alone = service("w", "decode", served_model_name="n")
-    faults = whats(dryrun(reader, alone, code=ExitCode.CONFIG))
+    faults = whats(dryrun([reader, alone], ExitCode.CONFIG))
     assert "no service writes answers after 'r'" in faults
     assert "no service reads prompts for 'w'" in faults
-    assert "'prefil'" in whats(dryrun(service("r", "prefil"), writer, code=ExitCode.CONFIG))
-    faults = whats(dryrun(service("r", "prefill", dtype="float32"), writer, code=ExitCode.CONFIG))
+    assert "'prefil'" in whats(dryrun([service("r", "prefil"), writer], ExitCode.CONFIG))
+    faults = whats(dryrun([service("r", "prefill", dtype="float32"), writer], ExitCode.CONFIG))
     assert "'dtype' is float32 in 'r' and None in 'w', which share requests" in faults
-    faults = whats(dryrun(service("r", "prefill", kv_transfer_config={"kv_role": "kv_both"}), writer,
-                          code=ExitCode.CONFIG))  # fmt: skip
+    own = service("r", "prefill", kv_transfer_config={"kv_role": "kv_both"})
+    faults = whats(dryrun([own, writer], ExitCode.CONFIG))
     assert "its kv_transfer_config is then written for it" in faults
     chips = {"nodes": [{"chip": "a800"}, {"chip": "cpu"}]}
-    faults = whats(dryrun(service("r", "prefill", "a800"), writer, code=ExitCode.CONFIG, cluster=chips))
+    faults = whats(dryrun([service("r", "prefill", "a800"), writer], ExitCode.CONFIG, cluster=chips))
     assert "hands over by nixl, and cpu by files" in faults
     chips = {"nodes": [{"chip": "ascend-910b4", "devices": 2}]}
     pair = [service("r", "prefill", "ascend-910b4"), service("w", "decode", "ascend-910b4")]
-    assert "no connector is known for vLLM on" in whats(dryrun(*pair, code=ExitCode.CONFIG, cluster=chips))
+    assert "no connector is known for vLLM on" in whats(dryrun(pair, ExitCode.CONFIG, cluster=chips))
 
 
 def test_mistakes_in_flagscales_form_are_named(dryrun: Dryrun) -> None:
-    on = {"prefill_decode_disaggregation": True}
-    faults = whats(dryrun(service("a"), service("b"), deploy=on, code=ExitCode.CONFIG))
+    faults = whats(dryrun([service("a"), service("b")], ExitCode.CONFIG, experiment=deploying()))
     assert "how one service is split, and there are 2" in faults
-    wrong = on | {"prefill_num": 0, "decode_num": True, "decode_address": "10.0.0.1"}
-    faults = whats(dryrun(service("a", replicas=2), deploy=wrong, code=ExitCode.CONFIG))
+    wrong = deploying(prefill_num=0, decode_num=True, decode_address="10.0.0.1")
+    faults = whats(dryrun([service("a", replicas=2)], ExitCode.CONFIG, experiment=wrong))
     for words in ("prefill_num: expected a number", "decode_num: expected a number", "all instances are on one host",
                   "says itself how many instances"):  # fmt: skip
         assert words in faults, faults

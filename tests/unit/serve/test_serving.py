@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from backends.vllm.arguments import TABLE, VLLM, arguments, words
 from flagvega.cli import main
 from flagvega.errors import ExitCode
-
-EXPERIMENT: dict[str, Any] = {
-    "experiment": {"exp_name": "s", "task": {"type": "serve"}},
-    "serve": [{"serve_id": "m", "engine_args": {"model": "model"}}],
-}
-Dryrun = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def dryrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dryrun:
-    """The JSON that a dry run of services answers, be it a plan or faults."""
-    monkeypatch.chdir(tmp_path)
-
-    def ask(services: Any, code: int = 0, **blocks: Any) -> dict[str, Any]:
-        text = yaml.safe_dump({**EXPERIMENT, **blocks, "serve": services})
-        (tmp_path / "exp.yaml").write_text(text)
-        assert main(["--config-path", ".", "--config-name", "exp", "action=dryrun", "output=json"]) == code
-        document: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return document
-
-    return ask
+from tests.unit.serve.conftest import EXPERIMENT, Dryrun, whats
 
 
 def service(name: str = "m", chip: str | None = None, replicas: int = 1, **given: Any) -> dict[str, Any]:
     found = {"serve_id": name, "engine_args": {"model": "model", **given}, "resources": {"num_replicas": replicas}}
     return found | ({"chip": chip} if chip else {})
-
-
-def whats(document: dict[str, Any]) -> str:
-    return "\n".join(f"{fault['where']}: {fault['what']} | {fault['fix']}" for fault in document["faults"])
 
 
 def test_a_service_becomes_vllms_own_command(dryrun: Dryrun) -> None:
