@@ -20,7 +20,8 @@ class Pool:
         self.most_memory = most_memory
         """Share of a device's memory that a candidate may be predicted to need."""
         sizes = [len(family) for family in families]
-        self._family_of = np.repeat(np.arange(len(sizes)), sizes)
+        self.family_of = np.repeat(np.arange(len(sizes)), sizes)
+        """Of each candidate."""
         self._begins = np.concatenate([[0], np.cumsum(sizes, dtype=int)])
         self.num_legal = self.num_fitting = int(self._begins[-1])
         self.alive: NDArray[np.bool_] = np.ones(self.num_legal, dtype=bool)
@@ -58,12 +59,12 @@ class Pool:
 
     def point(self, index: int) -> tuple[Point, Any]:
         """A candidate by its index, and what it is started with."""
-        family = self.families[self._family_of[index]]
+        family = self.families[self.family_of[index]]
         return family.point(self.position(index)), family.part
 
     def position(self, index: int) -> int:
         """Of a candidate in its family."""
-        return int(index - self._begins[self._family_of[index]])
+        return int(index - self._begins[self.family_of[index]])
 
     def find(self, record: Mapping[str, Any]) -> int | None:
         """The index of the candidate that a record is of, if it is one."""
@@ -77,7 +78,7 @@ class Pool:
         pairs = [model.step_factor(family.features) for family in self.families]
         means, deviations = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
         means += self.penalties
-        return means[self._family_of], np.hypot(deviations[self._family_of], self.part_deviations)
+        return means[self.family_of], np.hypot(deviations[self.family_of], self.part_deviations)
 
     def ranked(self, model: Model, boldness: float, num: int) -> Iterator[tuple[int, float]]:
         """(index, seconds by the bound, optimistic by ``boldness`` deviations) of the best, first ones first."""
@@ -95,9 +96,9 @@ class Pool:
 
     def see(self, index: int, model: Model, boldness: float) -> Seen:
         """A candidate with a closer look at it."""
-        family, position = self.families[self._family_of[index]], self.position(index)
+        family, position = self.families[self.family_of[index]], self.position(index)
         sight, (mean, deviation) = family.look(position, model), model.step_factor(family.features)
         deviation = float(np.hypot(deviation, self.part_deviations[index]))
         corrected_s = sight.staged_s * float(np.exp(mean))
-        low_s = corrected_s * float(np.exp(self.penalties[self._family_of[index]] - boldness * deviation))
+        low_s = corrected_s * float(np.exp(self.penalties[self.family_of[index]] - boldness * deviation))
         return Seen(index, position, family, sight.predicted_s, corrected_s, low_s, sight.memory_share)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from flagvega.tune.candidates import Family
+from flagvega.tune.families import Layouts
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import Listed, listed
-from flagvega.tune.shape import Point, Shape
+from flagvega.tune.shape import Shape
 
 
 def grid(pool: Pool, priority: str | None) -> Listed:
@@ -14,20 +16,20 @@ def grid(pool: Pool, priority: str | None) -> Listed:
     return listed(pool, None if priority is None else _PRIORITIES[priority])
 
 
-def _by_memory(point: object) -> tuple[float, ...]:
+def _by_memory(family: Family) -> tuple[float, ...]:
     """What needs least first: with recompute, large tp, sequences cut, small micro-batches, large pp, small dp."""
-    if not isinstance(point, Point):
+    if not isinstance(family, Layouts):
         return ()
-    return (*_common(point.shape), point.shape.meshes[0].dp or 1, -point.shape.distributed_optimizer)
+    return (*_common(family.shape), family.shape.meshes[0].dp or 1, -family.shape.distributed_optimizer)
 
 
-def _by_performance(point: object) -> tuple[float, ...]:
+def _by_performance(family: Family) -> tuple[float, ...]:
     """FlagScale's guess at speed: no recompute, then as for memory, but large dp and few layers computed again."""
-    if not isinstance(point, Point):
+    if not isinstance(family, Layouts):
         return ()
-    recomputes, *common = _common(point.shape)
-    depth = max((part.num_layers or 0 for part in point.shape.recompute or ()), default=0)
-    return (-recomputes, *common, -(point.shape.meshes[0].dp or 1), depth)
+    recomputes, *common = _common(family.shape)
+    depth = max((part.num_layers or 0 for part in family.shape.recompute or ()), default=0)
+    return (-recomputes, *common, -(family.shape.meshes[0].dp or 1), depth)
 
 
 def _common(shape: Shape) -> tuple[float, ...]:
@@ -40,6 +42,6 @@ def _common(shape: Shape) -> tuple[float, ...]:
     )  # fmt: skip
 
 
-_PRIORITIES: Mapping[str, Callable[[object], tuple[float, ...]]] = {
+_PRIORITIES: Mapping[str, Callable[[Family], tuple[float, ...]]] = {
     "memory": _by_memory, "performance": _by_performance,
 }  # fmt: skip

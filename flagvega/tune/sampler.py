@@ -23,6 +23,8 @@ except ModuleNotFoundError as error:
     raise ConfigError(Fault("optuna is not installed", "experiment.auto_tuner.algo.name", FIX)) from error
 
 STUDY_FILE = "optuna.log"
+MAX_CANDIDATES = 10_000
+"""Of more it is given the fastest by their predictions: every value of a dimension costs it time."""
 MAX_MISSES = 50
 """Suggestions in a row that are no candidates, after which one is drawn from those that are."""
 
@@ -54,11 +56,14 @@ class Sampled:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False)
         study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True)
-        found = cls(pool, study, seed)
-        pool.predict(found.model)
-        return found
+        return cls(pool, study, seed)
 
     def __post_init__(self) -> None:
+        self.pool.predict(self.model)
+        best = [index for index, _ in self.pool.ranked(self.model, 0.0, MAX_CANDIDATES)]
+        is_taken = np.zeros(self.pool.num_legal, dtype=bool)
+        is_taken[best] = True
+        self.pool.alive &= is_taken
         self._index: dict[tuple[Any, ...], int] = {}
         self._values: dict[str, list[Any]] = {}
         for index in np.flatnonzero(self.pool.alive):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flagvega.tune.candidates import Family, Point, Seen
 from flagvega.tune.learn import Model
@@ -129,13 +129,16 @@ class Listed:
     """All candidates in an order that trials do not change."""
 
     pool: Pool
-    order: list[int]
+    order: NDArray[np.int64]
+    """Indexes of candidates."""
     model: Model = field(default_factory=Model)
+    num_past: int = 0
 
     def next(self) -> Seen | None:
         """The next one."""
-        while self.order:
-            index = self.order.pop(0)
+        while self.num_past < len(self.order):
+            index = int(self.order[self.num_past])
+            self.num_past += 1
             if self.pool.alive[index]:
                 self.pool.drop(index)
                 return self.pool.see(index, self.model, 0.0)
@@ -146,19 +149,22 @@ class Listed:
         self.pool.drop(seen.index)
 
 
-def listed(pool: Pool, key: Callable[[Point], tuple[float, ...]] | None = None) -> Listed:
-    """As written out, or sorted by a key."""
+def listed(pool: Pool, key: Callable[[Family], tuple[float, ...]] | None = None) -> Listed:
+    """As written out, or sorted by a key of their families."""
     pool.predict(Model())
-    indexes = [int(index) for index in np.flatnonzero(pool.alive)]
+    indexes = np.flatnonzero(pool.alive)
     if key is not None:
-        indexes.sort(key=lambda index: key(pool.point(index)[0]))
+        keys = [key(family) for family in pool.families]
+        ranks = {each: i for i, each in enumerate(sorted(set(keys)))}
+        rank_of = np.array([ranks[each] for each in keys])
+        indexes = indexes[np.argsort(rank_of[pool.family_of[indexes]], kind="stable")]
     return Listed(pool, indexes)
 
 
 def shuffled(pool: Pool, seed: int) -> Listed:
     """At random."""
     order = listed(pool)
-    random.Random(seed).shuffle(order.order)
+    np.random.default_rng(seed).shuffle(order.order)
     return order
 
 

@@ -25,7 +25,6 @@ from flagvega.engine import engines
 from flagvega.tune.families import pool_of
 from flagvega.tune.folder import FOLDER
 from flagvega.tune.history import guided
-from flagvega.tune.learn import Model
 from flagvega.tune.pool import Pool
 from flagvega.tune.priority import grid
 from flagvega.tune.question import ask
@@ -84,17 +83,11 @@ def needed(measured: Measured, make: Callable[[Pool], Order]) -> int:
     return search(measured, make(measured.pool()))[0]
 
 
-def sampled(pool: Pool, seed: int) -> Order:
-    """Optuna's."""
-    pool.predict(Model())
-    return Sampled.in_memory(pool, seed)
-
-
 def show(measured: Measured, num_seeds: int, given: tuple[int, int] | None = None) -> bool:
     """Print a row of the table; whether the tuner needed few trials. ``given``: what it needed when it ran live."""
     num, rank = given or search(measured, guided(measured.pool()))
     at_random = [needed(measured, partial(shuffled, seed=seed)) for seed in range(num_seeds)]
-    tpe = [needed(measured, partial(sampled, seed=seed)) for seed in range(max(3, num_seeds // 10))]
+    tpe = [needed(measured, partial(Sampled.in_memory, seed=seed)) for seed in range(max(3, num_seeds // 10))]
     by_rule = [needed(measured, partial(grid, priority=its)) for its in ("performance", "memory")]
     near = sum(time_s <= NEAR * measured.best_s for time_s in measured.times)
     title = measured.case.title + (" (live)" if given else "")
