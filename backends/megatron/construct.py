@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from megatron.core.activations import squared_relu
-from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
@@ -54,11 +53,6 @@ def ddp_config(arguments: Mapping[str, Any], **overrides: Any) -> DistributedDat
     return DistributedDataParallelConfig(
         **constructor_arguments(arguments, "DistributedDataParallelConfig", **overrides)
     )
-
-
-def dataset_config(arguments: Mapping[str, Any], **overrides: Any) -> GPTDatasetConfig:
-    """GPTDatasetConfig; blends and the tokenizer are overrides."""
-    return GPTDatasetConfig(**constructor_arguments(arguments, "GPTDatasetConfig", **overrides))
 
 
 def refusals(arguments: Mapping[str, Any], meshes: list[dict[str, Any]]) -> list[str]:
