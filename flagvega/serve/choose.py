@@ -24,7 +24,10 @@ PATIENCE: Final = 0.8
 SAMPLE: Final = 400
 """Requests behind a first look at a form."""
 REQUESTS: Final = 1200
-"""Requests behind a forecast of a set."""
+"""Requests behind a forecast of a set, at least."""
+SPANS: Final = 12
+"""Times that a typical answer takes, for which requests are to come: the beginning of a forecast is idle."""
+MOST_REQUESTS: Final = 12_000
 HALVINGS: Final = 7
 """Of the interval in which a highest rate is looked for."""
 WORTH: Final = 0.005
@@ -140,7 +143,7 @@ def find_kind(row: Row, traffic: Traffic, targets: Targets, price_per_hour: floa
     best: Kind | None = None
     for slots in reversed(tried):
         rate = highest_rate(
-            [Member(curve, slots)], traffic, targets, start=_ceiling(curve, slots, traffic), sample=SAMPLE
+            [Member(curve, slots)], traffic, targets, start=_ceiling(curve, slots, traffic), least=SAMPLE
         )
         if best is None or rate > best.rate_per_s * (1 + WORTH):
             best = Kind(row, slots, rate, price_per_hour, _bound(slots, row, most))
@@ -170,13 +173,14 @@ def _ceiling(curve: Curve, slots: int, traffic: Traffic) -> float:
 
 
 def highest_rate(
-    members: Sequence[Member], traffic: Traffic, targets: Targets, start: float, sample: int = REQUESTS
+    members: Sequence[Member], traffic: Traffic, targets: Targets, start: float, least: int = REQUESTS
 ) -> float:
     """The most requests a second of which so many as the targets say meet them; 0 where they never do.
 
-    ``start`` is a rate above which it is not.
+    ``start`` is a rate above which it is not, ``least`` a number of requests to look at.
     """
-    base = draw(replace(traffic, rate_per_s=1.0, num_requests=sample))
+    number = sample_size(members, traffic, start, least)
+    base = draw(replace(traffic, rate_per_s=1.0, num_requests=number))
     low, high = 0.0, start
     for _ in range(HALVINGS):
         rate = (low + high) / 2
@@ -185,6 +189,12 @@ def highest_rate(
         else:
             high = rate
     return low
+
+
+def sample_size(members: Sequence[Member], traffic: Traffic, rate_per_s: float, least: int = REQUESTS) -> int:
+    """Requests to look at, for a forecast that is long past its idle beginning."""
+    answer_s = max(traffic.output_tokens.mean * member.curve.step_s(member.slots) for member in members)
+    return round(min(max(least, SPANS * rate_per_s * answer_s), MOST_REQUESTS))
 
 
 def _share(members: Sequence[Member], base: Sequence[Request], rate: float, targets: Targets) -> float:
@@ -197,11 +207,13 @@ def _share(members: Sequence[Member], base: Sequence[Request], rate: float, targ
 # ---- sets ----
 
 
-def look(fleet: Fleet, problem: Problem, requests: Sequence[Request] | None = None) -> Outlook:
+def look(fleet: Fleet, problem: Problem) -> Outlook:
     """What is expected of a set of instances."""
-    requests = requests or draw(replace(problem.traffic, num_requests=max(REQUESTS, problem.traffic.num_requests)))
-    found = forecast([kind.member for kind in members_of(fleet)], requests, problem.patience_s)
-    return Outlook(fleet, found, judge(problem.traffic, requests, found.answers, problem.targets, found.duration_s))
+    members, traffic = [kind.member for kind in members_of(fleet)], problem.traffic
+    number = max(sample_size(members, traffic, problem.rate_per_s), traffic.num_requests)
+    requests = draw(replace(traffic, num_requests=number))
+    found = forecast(members, requests, problem.patience_s)
+    return Outlook(fleet, found, judge(traffic, requests, found.answers, problem.targets, found.duration_s))
 
 
 def choose(problem: Problem, time_s: float, better: Callable[[Outlook], None] = lambda _: None) -> Outlook:

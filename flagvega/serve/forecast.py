@@ -48,6 +48,7 @@ class Engine:
 
     def __init__(self, member: Member) -> None:
         self.curve, self.slots = member.curve, member.slots
+        self._steps_s = [member.curve.step_s(number) for number in range(member.slots + 1)]
         self.now_s = 0.0
         """When the next step can begin."""
         self.held_s = 0.0
@@ -122,7 +123,7 @@ class Engine:
             if not job.to_read:
                 read.append(job)
         self.read_s += num_read * self.curve.prompt_token_s
-        self._pass(1, self.curve.step_s(len(self.giving) + num_prompts, num_read))
+        self._pass(1, self._steps_s[len(self.giving) + num_prompts] + num_read * self.curve.prompt_token_s)
         for job in read:
             self.reading.remove(job)
             job.first_s = job.first_s or self.now_s
@@ -140,7 +141,7 @@ class Engine:
         if self.curve.cache_tokens is not None and self.cached + num > self.curve.cache_tokens and num > 1:
             self._preempt()
             return
-        step_s = self.curve.step_s(num)
+        step_s = self._steps_s[num]
         times = self.giving[0][0] - self.num_steps
         if until_s < inf and num < self.slots:
             times = min(times, max(1, ceil((until_s - self.now_s) / step_s)))
@@ -184,14 +185,14 @@ class Engine:
             wait_s += self._free_after() * self._usual_s(self.slots)
             to_read = request.input_tokens
         num = min(num, self.slots)
-        further = max(0, ceil(to_read / max(1, curve.step_tokens - num)) - 1)
-        first_s = wait_s + curve.overhead_s + curve.step_s(num, to_read) + further * curve.step_s(num)
+        num_steps = ceil(to_read / max(1, curve.step_tokens - num))
+        first_s = wait_s + curve.overhead_s + num_steps * self._steps_s[num] + to_read * curve.prompt_token_s
         return first_s, first_s + (request.output_tokens - 1) * self._usual_s(num)
 
     def _usual_s(self, sequences: int) -> float:
         """Seconds between two tokens, with what is usually read in between."""
         stretch = self.step_s / (self.step_s - self.read_s) if self.step_s else 1.0
-        return self.curve.step_s(sequences) * stretch
+        return self._steps_s[sequences] * stretch
 
     def _free_after(self) -> int:
         """Steps until a request that comes now gets a slot: those before it take them as they become free."""

@@ -28,7 +28,7 @@ from backends.vllm.server import server
 from flagvega.config.report import Report
 from flagvega.records import read_json, write_json
 from flagvega.run.directory import RunDirectory
-from flagvega.serve.choose import REQUESTS
+from flagvega.serve.choose import sample_size
 from flagvega.serve.curve import PROFILE_FILE, curve_of, read_serve_profile
 from flagvega.serve.forecast import Member, forecast
 from flagvega.serve.load import Bench
@@ -241,7 +241,7 @@ def predict(mix: Mix, row: Mapping[str, Any]) -> dict[str, Any]:
         Member(curve_of(rows[each["chip"]]), each["slots"]) for each in row["instances"] for _ in range(each["number"])
     ]
     traffic, targets = traffic_of(block_of(mix, row["rate_per_s"]), Report({}))
-    requests = draw(replace(traffic, num_requests=REQUESTS))
+    requests = draw(replace(traffic, num_requests=sample_size(members, traffic, row["rate_per_s"])))
     found = forecast(members, requests, row["patience_s"])
     return dict(outcome_facts(judge(traffic, requests, found.answers, targets, found.duration_s)))
 
