@@ -40,7 +40,9 @@ class Kept:
         port = str(free_port())
         entry = {"argv": [sys.executable, str(TOY), port, gateway], "env": {}, "model": "toy", "start_s": 30,
                  "url": f"http://127.0.0.1:{port}"}  # fmt: skip
-        written = {"instances": instances} | ({"gateway": entry} if gateway else {})
+        written = {"instances": instances, "scratch": ["scratch"]} | ({"gateway": entry} if gateway else {})
+        (directory / "scratch").mkdir()
+        (directory / "scratch" / "of an earlier run").touch()
         write_json(directory / "job" / "serve.json", written)
         ranks = " ".join(str(i) for i in range(len(ways)))
         env = {**os.environ, "FLAGVEGA_RANKS": ranks, "FLAGVEGA_LOGS": str(directory / "logs"), "PYTHONPATH": str(ROOT)}
@@ -186,11 +188,15 @@ def is_alive(pid: int) -> bool:
 def test_what_was_begun_is_finished_when_it_is_stopped(keep: Callable[..., Kept]) -> None:
     kept = keep("slow")
     kept.wait(lambda: kept.events(0, "serving"))
+    scratch = kept.directory / "scratch"
+    assert not scratch.exists()
+    scratch.mkdir()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(kept.ask, 0, 8)
         time.sleep(0.5)
         assert kept.stop() == 0
         assert answer.result()["choices"]
+    assert not scratch.exists()
 
 
 def test_the_gateway_is_told_of_and_leaves_before_the_instances(keep: Callable[..., Kept]) -> None:

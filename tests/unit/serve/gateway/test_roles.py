@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,31 @@ def test_one_reads_and_one_writes_each_the_best_at_it() -> None:
     route = fleet.choose(ask(prompt="x" * 20_000), ())
     assert route.tokens == 1
     assert route.reader_tokens == pytest.approx(5_000, rel=0.1)
+
+
+def test_load_follows_capacity_on_both_sides() -> None:
+    fleet = fleet_of(
+        capacity(100, 800, prefill=40_000) | READER,
+        capacity(100, 800, prefill=10_000) | READER,
+        capacity(4, 400) | WRITER,
+        capacity(4, 100) | WRITER,
+    )
+
+    async def place_all() -> list[tuple[int, int]]:
+        found = []
+        async with asyncio.timeout(None) as scope:
+            for i in range(100):
+                question = ask(str(i) + "x" * 4_000)
+                route = fleet.choose(question, ())
+                assert route.reader
+                fleet.begin(route.reader, question, route.reader_tokens, scope, reads=True)
+                fleet.begin(route.writer, question, route.tokens, scope)
+                found.append((route.reader.id, route.writer.id))
+        return found
+
+    placed = asyncio.run(place_all())
+    assert [reader for reader, _ in placed].count(0) == pytest.approx(80, abs=8)
+    assert [writer for _, writer in placed].count(2) == pytest.approx(80, abs=8)
 
 
 def test_an_instance_without_a_role_does_all_where_that_is_sooner_and_its_part_where_it_is_not() -> None:
