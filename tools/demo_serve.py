@@ -57,9 +57,10 @@ def run(name: str, *words: str) -> None:
 
 
 def flagvega(*words: str) -> None:
-    """A command, as a user types it."""
+    """A command, as a user types it; SystemExit with its code where it fails, for it has said why."""
     print(f"$ python run.py {' '.join(words)}", flush=True)
-    subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, check=True)
+    if code := subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, check=False).returncode:
+        raise SystemExit(code)
 
 
 def wait() -> str:
