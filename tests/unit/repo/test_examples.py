@@ -22,6 +22,7 @@ RANKS = {
     "llama/serve_disaggregated": 2,
     "llama/serve_mixed": 2,
     "llama/serve_plan": 1,
+    "llama/serve_tune": 1,
     "llama/tune": 5,
     "mixtral/tiny": 4,
     "qwen/qwen2_5_0_5b": 8,
