@@ -20,7 +20,7 @@ from flagvega.layout.serving import serve_plan_to_json
 from flagvega.platform import find_chip
 from flagvega.records import write_json, write_text
 from flagvega.serve.advice import Gain, find_changes, find_gains, find_limit, misses, rate_of, why_never
-from flagvega.serve.choose import Kind, Outlook, Problem, choose, find_kind, holds, patience_of
+from flagvega.serve.choose import Kind, Outlook, Problem, choose, find_kind, holds
 from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Row, read_serve_profile
 from flagvega.serve.place import find_host, place
 from flagvega.serve.tables import fleet_table, gains_table
@@ -63,7 +63,7 @@ def act(call: Call) -> Answer:
     gains = find_gains(outlook.fleet, problem)
     planned = _services(spec, outlook)
     document = _document(spec, outlook, problem, rate, gains, changes, planned)
-    yaml_file = _write(spec, document, planned, question)
+    yaml_file = _write(spec, document, planned, question, outlook.patience_s)
     facts = _facts(outlook, problem, rate, changes)
     run = f"run it: python run.py --config-path {yaml_file.parent} --config-name {yaml_file.stem} action=run"
     tables = (fleet_table(outlook, problem), *([gains_table(gains, rate)] if gains else []))
@@ -232,6 +232,7 @@ def _document(spec: Spec, outlook: Outlook, problem: Problem, rate: float, gains
             "holds": holds(outlook, problem),
             "holds_up_to_per_s": rate,
             "price_per_hour": outlook.price_per_hour,
+            "first_token_limit_s": outlook.patience_s if problem.targets.first_token_s else None,
             "limited_by": find_limit(outlook),
             "misses": dict(misses(outlook.forecast.answers, problem.targets)),
             "instances": [
@@ -247,14 +248,14 @@ def _document(spec: Spec, outlook: Outlook, problem: Problem, rate: float, gains
     }  # fmt: skip
 
 
-def _write(spec: Spec, document: Mapping[str, Any], planned: Sequence[Service], question: Question) -> Path:
+def _write(spec: Spec, document: Mapping[str, Any], planned: Sequence[Service], question: Question,
+           patience_s: float) -> Path:  # fmt: skip
     composed = {name: value for name, value in spec.composed.items() if name not in ("action", "serve", "plan")}
     composed["serve"] = [_entry(service) for service in planned]
     composed["plan"] = {"profile": str(question.profile)}
-    patience_s = patience_of(question.problem.targets)
     if question.problem.targets.first_token_s:
         gateway = dict(composed.get("gateway") or {})
-        composed["gateway"] = {**gateway, "waiting": {"first_token_s": patience_s, **(gateway.get("waiting") or {})}}
+        composed["gateway"] = {**gateway, "waiting": {**(gateway.get("waiting") or {}), "first_token_s": patience_s}}
     else:
         composed.setdefault("gateway", {})
     path = spec.exp_dir / YAML_FILE

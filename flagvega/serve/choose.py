@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -19,8 +19,10 @@ from flagvega.serve.curve import Curve, Row, curve_of
 from flagvega.serve.forecast import Forecast, Member, forecast
 from flagvega.serve.traffic import Outcome, Request, Targets, Traffic, draw, judge
 
-PATIENCE: Final = 0.8
+PATIENCE: Final = 0.6
 """Of the target for the first token: the gateway refuses what it expects to wait longer, for expectations err."""
+PATIENCES: Final = (0.8, PATIENCE, 0.45, 0.3)
+"""Those of which the best is taken for a set that is chosen."""
 SAMPLE: Final = 400
 """Requests behind a first look at a form."""
 REQUESTS: Final = 1200
@@ -81,11 +83,6 @@ class Problem:
         assert self.traffic.rate_per_s
         return self.traffic.rate_per_s
 
-    @property
-    def patience_s(self) -> float:
-        """How long a first token the gateway lets a request wait for."""
-        return patience_of(self.targets)
-
 
 @dataclass(frozen=True)
 class Outlook:
@@ -94,6 +91,8 @@ class Outlook:
     fleet: Fleet
     forecast: Forecast
     outcome: Outcome
+    patience_s: float
+    """The gateway refuses what it expects to wait longer for its first token."""
 
     @property
     def members(self) -> list[Kind]:
@@ -111,9 +110,9 @@ class Outlook:
         return sum(kind.row.num_devices * number for kind, number in self.fleet)
 
 
-def patience_of(targets: Targets) -> float:
-    """What the gateway is to be told as its limit for a first token."""
-    return inf if targets.first_token_s is None else PATIENCE * targets.first_token_s
+def patience_of(targets: Targets, share: float = PATIENCE) -> float:
+    """The gateway's limit for a first token, as a share of the target."""
+    return inf if targets.first_token_s is None else round(share * targets.first_token_s, 4)
 
 
 def members_of(fleet: Fleet) -> Iterator[Kind]:
@@ -207,27 +206,29 @@ def _share(members: Sequence[Member], base: Sequence[Request], rate: float, targ
 # ---- sets ----
 
 
-def look(fleet: Fleet, problem: Problem) -> Outlook:
+def look(fleet: Fleet, problem: Problem, patience: float = PATIENCE) -> Outlook:
     """What is expected of a set of instances."""
     members, traffic = [kind.member for kind in members_of(fleet)], problem.traffic
     number = max(sample_size(members, traffic, problem.rate_per_s), traffic.num_requests)
-    requests = draw(replace(traffic, num_requests=number))
-    found = forecast(members, requests, problem.patience_s)
-    return Outlook(fleet, found, judge(traffic, requests, found.answers, problem.targets, found.duration_s))
+    requests, patience_s = draw(replace(traffic, num_requests=number)), patience_of(problem.targets, patience)
+    found = forecast(members, requests, patience_s)
+    outcome = judge(traffic, requests, found.answers, problem.targets, found.duration_s)
+    return Outlook(fleet, found, outcome, patience_s)
 
 
-def choose(problem: Problem, time_s: float, better: Callable[[Outlook], None] = lambda _: None) -> Outlook:
+def choose(problem: Problem, time_s: float) -> Outlook:
     """The best set: of most goodput, with no device that adds next to nothing; or the cheapest that holds the targets.
 
-    ``better`` hears of each better one as it is found. Where no set holds the targets, it is the one of most goodput.
+    Where no set holds the targets, it is the one of most goodput.
     """
     deadline = time.monotonic() + time_s
     best = look(whole(problem), problem)
-    better(best)
     if problem.objective == "cost" and holds(best, problem):
-        cheaper = _cheapest(problem, best, deadline, better)
-        return _trim(cheaper, problem, deadline, better)
-    return _trim(best, problem, deadline, better)
+        best = _cheapest(problem, best, deadline)
+    best = _trim(best, problem, deadline)
+    limits = [look(best.fleet, problem, patience) for patience in PATIENCES]
+    most = max(outlook.outcome.good_share for outlook in limits)
+    return next(outlook for outlook in limits if outlook.outcome.good_share >= (1 - WORTH) * most)
 
 
 def holds(outlook: Outlook, problem: Problem) -> bool:
@@ -265,7 +266,7 @@ def take_alone(fleet: Fleet) -> float:
     return sum(kind.rate_per_s * number for kind, number in fleet)
 
 
-def _cheapest(problem: Problem, best: Outlook, deadline: float, better: Callable[[Outlook], None]) -> Outlook:
+def _cheapest(problem: Problem, best: Outlook, deadline: float) -> Outlook:
     """Sets by rising price, until one holds; those that cannot are passed over."""
     packs = [pack(problem.kinds, chip, count) for chip, count in problem.counts.items()]
     sets = {merge(parts) for parts in product(*packs)}
@@ -275,12 +276,11 @@ def _cheapest(problem: Problem, best: Outlook, deadline: float, better: Callable
             break
         outlook = look(fleet, problem)
         if holds(outlook, problem):
-            better(outlook)
             return outlook
     return best
 
 
-def _trim(best: Outlook, problem: Problem, deadline: float, better: Callable[[Outlook], None]) -> Outlook:
+def _trim(best: Outlook, problem: Problem, deadline: float) -> Outlook:
     """Without the instances that add next to nothing, the dearest first."""
     least = min(best.outcome.good_share, max((1 - WORTH) * best.outcome.good_share, problem.targets.share))
     trying = True
@@ -293,6 +293,5 @@ def _trim(best: Outlook, problem: Problem, deadline: float, better: Callable[[Ou
             outlook = look(fleet, problem) if (fleet := tuple(pair for pair in fewer if pair[1])) else None
             if outlook and outlook.outcome.good_share >= least:
                 best, trying = outlook, True
-                better(best)
                 break
     return best

@@ -48,7 +48,7 @@ FIRST_PORT: Final = 8391
 START_S: Final = 240.0
 SLOW_START_S: Final = 12.0
 """In which the gateway lets new instances begin slowly."""
-NUM_REQUESTS: Final = 240
+NUM_REQUESTS: Final = 400
 SERVICE: Final = "tiny"
 FOLDER: Final = Path("outputs/bench/serve_plan")
 MODEL: Final = FOLDER / SERVICE

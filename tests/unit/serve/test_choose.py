@@ -134,7 +134,7 @@ def test_a_plan_is_a_yaml_that_runs_with_the_gateway_knowing_its_instances(
     dry = json.loads(capsys.readouterr().out)
     assert dry["plan"]["decisions"] == found["decisions"]
     settings = json.loads(dry["files"]["job/gateway.json"])
-    assert settings["waiting"]["first_token_s"] == pytest.approx(0.8)
+    assert settings["waiting"]["first_token_s"] == found["predictions"]["first_token_limit_s"]
     fast = settings["instances"][0]
     assert fast["chip"] == "emu-l"
     assert fast["step_s"] == pytest.approx(0.0406)
