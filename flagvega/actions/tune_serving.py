@@ -17,7 +17,7 @@ from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault, NoPlanError, PreflightError
 from flagvega.layout.serving import Instance
 from flagvega.records import write_text
-from flagvega.serve.curve import PROFILE_FILE, read_serve_profile
+from flagvega.serve.job import measured_forms
 from flagvega.serve.load import Bench
 from flagvega.serve.place import place
 from flagvega.serve.traffic import Targets, Traffic
@@ -118,8 +118,7 @@ def ask(call: Call) -> Question:
         call.say(f"warning: {warning}")
     room = max(cluster.nodes[0].devices.count(chip) for chip in {each.chip for each in plan.instances})
     space = read_space(spec, server.keys(), room)
-    profile = spec.exp_dir / PROFILE_FILE
-    knowledge = Knowledge(traffic, targets, read_serve_profile(profile) if profile.exists() else None)
+    knowledge = Knowledge(traffic, targets, measured_forms(spec))
     placed = Placed(call)
     candidates, refused = [], Counter[str]()
     examples: dict[str, str] = {}

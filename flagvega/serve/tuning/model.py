@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from flagvega.layout.serving import Instance
-from flagvega.serve.curve import DEFAULT_SLOTS, DEFAULT_STEP_TOKENS, Curve, ServeProfile, curve_of
+from flagvega.serve.curve import DEFAULT_SLOTS, DEFAULT_STEP_TOKENS, Curve, Row, curve_of
 from flagvega.serve.forecast import Member, forecast
 from flagvega.serve.traffic import Targets, Traffic, draw, judge
 from flagvega.serve.tuning.clients import forecast_clients
@@ -79,7 +79,8 @@ class Knowledge:
 
     traffic: Traffic
     targets: Targets
-    profile: ServeProfile | None = None
+    measured: Mapping[tuple[str, int, int], Row] = field(default_factory=dict)
+    """What a profile says of instances, by chip, tp and pp."""
     sums: dict[Form, StepSums] = field(default_factory=dict)
     caches: dict[Form, int] = field(default_factory=dict)
     """Tokens that the KV cache holds."""
@@ -114,7 +115,7 @@ class Knowledge:
     @property
     def is_blank(self) -> bool:
         """Whether nothing was measured yet."""
-        return not self.sums and self.profile is None
+        return not self.sums and not self.measured
 
     def _simulate(self, seats: Sequence[Seat], curves: Sequence[Curve]) -> float:
         members = [Member(curve, seat.slots) for seat, curve in zip(seats, curves, strict=True)]
@@ -132,10 +133,8 @@ class Knowledge:
         cache = self.caches.get(form)
         if form in self.sums:
             return _line(fit_steps(self.sums[form]), seat, cache), STEP_SD["trial"]
-        rows = self.profile.instances if self.profile else ()
-        for row in rows:
-            if (row.service, row.chip, row.tp, row.pp) == (form.service, form.chip, form.tp, form.pp):
-                return replace(curve_of(row), step_tokens=seat.step_tokens), STEP_SD["profile"]
+        if row := self.measured.get((form.chip, form.tp, form.pp)):
+            return replace(curve_of(row), step_tokens=seat.step_tokens), STEP_SD["profile"]
         for other, sums in self.sums.items():
             if (other.service, other.chip) == (form.service, form.chip):
                 gain = (form.tp * form.pp / (other.tp * other.pp)) ** SPEEDUP
