@@ -53,6 +53,7 @@ THEIRS = ("round_robin:1", "power_of_two:1", "cache_aware:1")
 WARM_S = 8.0
 MAX_CPU_SHARE = 0.7
 MAX_LATE_SHARE = 0.02
+MAX_SENT_LATE_S = 0.5
 LEAST_SHARE = 0.95
 JUDGED = f"{OURS}:0.75"
 ALL = 1_000_000
@@ -170,6 +171,10 @@ async def measure(
         "requests": len(seen),
         "good": len(good),
         "refused": sum(each.status in REFUSED for each in seen),
+        "cut": sum(each.status == 200 and not each.whole for each in seen),
+        "late_first": sum(each.whole and each.first_s > arguments.first_token_s for each in seen),
+        "slow_tokens": sum(each.whole and each.token_s > arguments.per_token_s for each in seen),
+        "sent_late_s": max(each.begun - began - each.request.at_s for each in seen),
         "first_p50_s": median(firsts) if firsts else None,
         "first_p99_s": firsts[int(0.99 * (len(firsts) - 1))] if firsts else None,
         "token_p50_s": median(each.token_s for each in seen if each.whole) if firsts else None,
@@ -188,7 +193,10 @@ def why_invalid(row: dict[str, Any]) -> str:
     """Why a run says nothing; empty when it does."""
     if row["cpu_share"] > MAX_CPU_SHARE:
         return f"took {row['cpu_share']:.0%} of the host's CPUs"
-    return f"chips were late by {row['late_share']:.1%}" if row["late_share"] > MAX_LATE_SHARE else ""
+    if row["late_share"] > MAX_LATE_SHARE:
+        return f"chips were late by {row['late_share']:.1%}"
+    late_s = row.get("sent_late_s", 0.0)
+    return f"a request was sent {late_s:.1f} s late" if late_s > MAX_SENT_LATE_S else ""
 
 
 def share_of(row: dict[str, Any]) -> float:
@@ -203,6 +211,7 @@ def show(row: dict[str, Any]) -> str:
         f"  seed {row['seed']} load {row['load']:.2f} {row['policy']:<17} goodput {row['goodput']:6.1f} "
         f"({row['goodput'] / row['capacity']:.3f} of capacity, {share_of(row):.3f} of what could be served), "
         f"all {row['throughput']:6.1f}, good {row['good']}/{row['requests']}, refused {row['refused']}, "
+        f"cut {row.get('cut')}, late {row.get('late_first')}, slow {row.get('slow_tokens')}, "
         f"first token {row['first_p50_s'] or 0:.2f}/{row['first_p99_s'] or 0:.2f} s, cpu {row['cpu_share']:.0%}, "
         f"late {row['late_share']:.2%}{mark}"
     )

@@ -13,7 +13,7 @@ from tools.bench.serve_routing import judge
 def row(policy: str, goodput: float, load: float = 1.1, **more: Any) -> dict[str, Any]:
     return {
         "chips": "emu-l:24", "load": load, "policy": policy, "goodput": goodput, "capacity": 100.0,
-        "asked_tokens_per_s": 100.0 * load, "cpu_share": 0.2, "late_share": 0.0, **more,
+        "asked_tokens_per_s": 100.0 * load, "cpu_share": 0.2, "late_share": 0.0, "sent_late_s": 0.0, **more,
     }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_enough_is_0_95_of_what_could_be_served_and_more_than_each_other_policy(
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED: least: 0.960")
 
 
-@pytest.mark.parametrize("why", [{"cpu_share": 0.71}, {"late_share": 0.03}])
+@pytest.mark.parametrize("why", [{"cpu_share": 0.71}, {"late_share": 0.03}, {"sent_late_s": 0.6}])
 def test_a_run_in_which_the_host_did_not_keep_up_does_not_count(why: dict[str, float]) -> None:
     assert judge([*GOOD, row("flagvega:0.75", 10, **why), row("round_robin:1", 99, **why)]) == 0
     assert judge([row("flagvega:0.75", 99, **why)]) == 1
