@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from flagvega.actions import run as run_action
 from flagvega.actions import tune_serving
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import decide
-from flagvega.actions.searching import REPORT, budget_of, document, make_order, search, settings_of
+from flagvega.actions.searching import REPORT, budget_of, document, make_folder, make_order, search, settings_of
 from flagvega.actions.trials import run_trial, trial_spec, write_plan
-from flagvega.actions.tune_hosts import find_host, follow
+from flagvega.actions.tune_hosts import Groups, Place, find_place, follow
+from flagvega.actions.tune_hosts import Trial as TrialHere
 from flagvega.config.spec import Spec
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.tables import profile_to_json
@@ -31,7 +33,6 @@ from flagvega.tune.search import Guided
 from flagvega.tune.shape import read_point
 from flagvega.tune.study import Outcome, Study, Trial
 from flagvega.tune.tuner import Progress, Run, Tuner, fingerprint
-from flagvega.tune.turns import Leader
 from flagvega.tune.view import summary_lines, tune_page
 
 
@@ -39,94 +40,89 @@ def act(call: Call) -> Answer:
     """Tune in ``<exp_dir>/auto_tuner``, and run the best at the end where that is asked for."""
     if call.serves:
         return tune_serving.act(call)
-    question = ask(call.spec, call.engine)
-    host = find_host(call, question)
-    if host.num_nodes == 1:
-        return _lead(call, question, None)
-    if host.node:
-        return _follow(call, question)
-    (call.spec.exp_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    with Leader(call.spec.exp_dir / FOLDER) as leader:
-        return _lead(call, question, leader)
+    place, spec = find_place(call, settings_of(call.spec)["control"]["parallel"])
+    call.__dict__["spec"] = spec
+    question = ask(spec, call.engine)
+    if not place.leads:
+        return _follow(call, place, question)
+    root = spec.exp_dir / FOLDER
+    make_folder(root)
+    with Groups(root, place) as groups:
+        return _lead(call, question, groups, place.num_groups)
 
 
-def _lead(call: Call, question: Question, leader: Leader | None) -> Answer:
-    """Search; other hosts are told by the leader."""
+def _lead(call: Call, question: Question, groups: Groups, num_groups: int) -> Answer:
+    """Search, and have all hosts run what is tried."""
     spec = call.spec
     tuner, best = search(
         call,
-        lambda study: _tuner(call, question, study, leader),
+        lambda study: _tuner(call, question, study, groups, num_groups),
         lambda tuner: _opening(question, tuner),
         lambda tuner: _page(spec, question, tuner),
     )
+    groups.end(tuner.progress.ended)
     paths = _write_best(call, question, tuner, best)
     answer, lines = document(tuner, best, paths), summary_lines(tuner, best, paths)
-    if leader is not None:
-        leader.reason = tuner.progress.ended
     if not settings_of(spec)["control"]["run_best"]:
         return Answer(answer, lines)
     for line in lines:
         call.say(line)
-    if leader is not None:
-        leader.best(best.point)
+    groups.best(best.point)
     ran = run_action.start(call, decide(call, _best_spec(spec, question, best.point)))
     return Answer(answer | {"run": ran.document}, ran.shown, ran.exit_code)
 
 
-def _follow(call: Call, question: Question) -> Answer:
+def _follow(call: Call, place: Place, question: Question) -> Answer:
     """Run this host's part of what host 0 chooses."""
-
-    def run_here(point: Mapping[str, Any], folder: Path, limits: Limits, is_wanted: Callable[[], bool]) -> None:
-        part = question.by_settings[read_settings(point)]
-        run_trial(call, _spec_of(part, point, folder, limits), folder, limits, is_wanted=is_wanted)
-
-    def run_best(point: Mapping[str, Any]) -> Answer:
-        return run_action.start(call, decide(call, _best_spec(call.spec, question, point)))
-
-    return follow(call, run_here, run_best)
+    best = lambda point: run_action.start(call, decide(call, _best_spec(call.spec, question, point)))  # noqa: E731
+    return follow(call, place, _runner(call, question), best)
 
 
-def _tuner(call: Call, question: Question, study: Study, leader: Leader | None) -> Tuner:
-    settings, pool = settings_of(call.spec), pool_of(question)
-    order = make_order(settings, pool, study, call.spec.name, guided, grid)
-    progress = Progress(study, pool, order, budget_of(settings))
-    return Tuner(
-        progress, _base_key(call.spec, question), lambda seen: _make(call, seen, settings["control"], leader),
-        refused=[why for _, why in question.refused],
-    )  # fmt: skip
+def _runner(call: Call, question: Question) -> TrialHere:
+    """How this host runs its part of a trial."""
 
-
-def _make(call: Call, seen: Seen, control: Mapping[str, Any], leader: Leader | None) -> Run:
-    """A trial of a candidate; ConfigError when the engine refuses its plan."""
-    part: Part = seen.part
-    plan, limit_bytes = None, list[float]()
-    if isinstance(seen.family, Layouts):
-        plan = part.plan(seen.point, call.engine)
-        limit_bytes = [seen.family.forecast.limit_bytes(mesh) for mesh in seen.family.shape.stage_meshes]
-
-    def run(folder: Path, best_s: float | None) -> Outcome:
-        limits = Limits(
-            control["warmup_iters"], control["train_iters"], max(control["max_iters"], control["train_iters"]),
-            control["confidence"], control["max_time_per_task"], best_s / part.scale if best_s else None,
-        )  # fmt: skip
-        if plan is not None:
-            write_plan(folder, plan)
-        record = seen.point.record
-        if leader is not None:
-            leader.trial(folder, record, limits)
-        outcome = run_trial(call, _spec_of(part, record, folder, limits), folder, limits, limit_bytes)
-        if outcome.time_s is None or outcome.half_width_s is None:
-            return outcome
-        return replace(
-            outcome, time_s=outcome.time_s * part.scale, half_width_s=outcome.half_width_s * part.scale
-        )  # fmt: skip
+    def run(point: Mapping[str, Any], folder: Path, limits: Limits, is_wanted: Callable[[], bool]) -> Outcome:
+        part, limit_bytes = question.by_settings[read_settings(point)], list[float]()
+        if point.get("shape") and part.forecast is not None:
+            candidate = read_point(point)
+            write_plan(folder, part.plan(candidate, call.engine))
+            limit_bytes = [part.forecast.limit_bytes(mesh) for mesh in candidate.shape.stage_meshes]
+        num_steps = limits.warmup_iters + limits.max_iters + 1
+        spec = trial_spec(part.spec, folder, bool(point.get("shape")), num_steps)
+        return run_trial(call, spec, folder, limits, limit_bytes, is_wanted)
 
     return run
 
 
-def _spec_of(part: Part, record: Mapping[str, Any], folder: Path, limits: Limits) -> Spec:
-    """What a trial of a candidate runs."""
-    return trial_spec(part.spec, folder, bool(record.get("shape")), limits.warmup_iters + limits.max_iters + 1)
+def _tuner(call: Call, question: Question, study: Study, groups: Groups, num_groups: int) -> Tuner:
+    settings, pool = settings_of(call.spec), pool_of(question)
+    control, here, cancelled = settings["control"], _runner(call, question), threading.Event()
+    order = make_order(settings, pool, study, call.spec.name, guided, grid)
+    progress = Progress(study, pool, order, budget_of(settings))
+
+    def make(seen: Seen) -> Run:
+        """A trial of a candidate; ConfigError when the engine refuses its plan."""
+        part: Part = seen.part
+        if isinstance(seen.family, Layouts):
+            part.plan(seen.point, call.engine)
+
+        def run(folder: Path, best_s: float | None) -> Outcome:
+            limits = Limits(
+                control["warmup_iters"], control["train_iters"], max(control["max_iters"], control["train_iters"]),
+                control["confidence"], control["max_time_per_task"], best_s / part.scale if best_s else None,
+            )  # fmt: skip
+            outcome = groups.run(seen.point.record, folder, limits, here, lambda: not cancelled.is_set())
+            if outcome.time_s is None or outcome.half_width_s is None:
+                return outcome
+            time_s, half_width_s = outcome.time_s * part.scale, outcome.half_width_s * part.scale
+            return replace(outcome, time_s=time_s, half_width_s=half_width_s)
+
+        return run
+
+    return Tuner(
+        progress, _base_key(call.spec, question), make, refused=[why for _, why in question.refused],
+        num_parallel=num_groups, cancelled=cancelled,
+    )  # fmt: skip
 
 
 def _base_key(spec: Spec, question: Question) -> str:

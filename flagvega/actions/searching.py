@@ -40,10 +40,7 @@ def search(call: Call, make: Callable[[Study], Tuner], opening: Callable[[Tuner]
     However it ends, ``report/tune.html`` is written. NoPlanError when nothing ran.
     """
     folder = SearchFolder(call.spec.exp_dir / FOLDER)
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(folder.root))) from error
+    make_folder(folder.root)
     signal.signal(signal.SIGTERM, _terminate)
     # Whoever starts the tuner in the background may have told it to ignore this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,6 +51,14 @@ def search(call: Call, make: Callable[[Study], Tuner], opening: Callable[[Tuner]
         for line in opening(tuner):
             call.say(line)
         return tuner, _search(call, folder, tuner, page)
+
+
+def make_folder(root: Path) -> None:
+    """Of the search; PreflightError where it cannot be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(root))) from error
 
 
 def _search(call: Call, folder: SearchFolder, tuner: Tuner, page: Callable[[Tuner], str]) -> Trial:

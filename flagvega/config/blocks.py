@@ -31,6 +31,9 @@ class TuneControl:
     """Trials at most."""
     patience: int | None = field(default=8, metadata={"minimum": 1})
     """Trials in a row without a better one after which the search ends; `grid` has none."""
+    parallel: int = field(default=1, metadata={"minimum": 1})
+    """Trials side by side: the hosts of the cluster are so many groups alike, in their order, and each trial is on one
+    of them. The search is then for the best configuration of one group."""
     interval: int = field(default=10, metadata={"minimum": 1})
     """FlagScale's seconds between two looks at a trial: read, and not used."""
     run_best: bool = True

@@ -88,7 +88,7 @@ class Study:
         ours = [row for row in rows if row.get("schema") == SCHEMA]
         found: dict[str, Trial] = {}
         for row in ours:
-            found.setdefault(row["key"], Trial(**{**row, **{name: tuple(row[name]) for name in _TUPLES}}))
+            found.setdefault(row["key"], Trial(**_with_tuples(row)))
         return cls(root, list(found.values()), len(rows) - len(ours))
 
     def add(self, trial: Trial) -> None:
@@ -113,6 +113,15 @@ class Study:
 
 
 _TUPLES = ("steps", "busy", "notes")
+
+
+def read_outcome_row(row: Mapping[str, Any]) -> Outcome:
+    """From plain data."""
+    return Outcome(**_with_tuples(row))
+
+
+def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, **{name: tuple(row[name]) for name in _TUPLES}}
 
 
 def trials_of(trials: Iterable[Trial], base_key: str) -> list[Trial]:

@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from flagvega.tune.study import Outcome, Study, Trial, best_of, trials_of
 MIN_GAIN = 0.001
 """A trial is better than the best when it is so by this share."""
 
+ALL_TRIED = "all candidates have been tried"
 ATTEMPTS = 2
 """At a trial whose timings do not count."""
 
@@ -38,6 +41,19 @@ class Budget:
     patience: int | None = None
     min_trials: int = 1
     """Before the model is believed that none that is left is faster."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A trial that runs."""
+
+    number: int
+    seen: Seen
+    run: Run
+    best_s: float | None
+    """Of the best trial when it began."""
+    started: float
+    """Unix s."""
 
 
 @dataclass
@@ -76,18 +92,17 @@ class Tuner:
     """Whose seconds are made small."""
     refused: Sequence[str] = ()
     """Why there are no candidates of some kind, for whoever asks when none is left."""
+    num_parallel: int = 1
+    """Trials side by side."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when trials that are still running are not wanted any more."""
     watch: Callable[[Progress], None] = lambda progress: None
 
     def search(self) -> Trial:
         """Try until the search ends; the best trial. NoPlanError when nothing ran."""
         progress = self.progress
         progress.num_before = replay(progress.order, progress.pool, self.trials, self.key_of)
-        while not (why := self._over()):
-            seen = progress.order.next()
-            if seen is None:
-                why = "all candidates have been tried"
-                break
-            self._try(seen)
+        why = self._search_alone() if self.num_parallel == 1 else self._search_side_by_side()
         progress.ended = why
         self.watch(progress)
         best = self.best
@@ -109,33 +124,66 @@ class Tuner:
         """What a record of a candidate is known by."""
         return f"{self.base_key}-{point.key}"
 
-    def _try(self, seen: Seen) -> None:
+    def _search_alone(self) -> str:
+        """One trial after the other; why it is over."""
+        while not (why := self._over()):
+            seen = self.progress.order.next()
+            if seen is None:
+                return ALL_TRIED
+            if (begun := self._begin(seen)) is not None:
+                self._finish(begun, self._run(begun))
+        return why
+
+    def _search_side_by_side(self) -> str:
+        """Several trials at once; why it is over. Those that run by then are waited for."""
+        running: dict[Future[Outcome], Begun] = {}
+        with ThreadPoolExecutor(self.num_parallel) as executor:
+            try:
+                while True:
+                    why = self._over()
+                    seen = None if why or len(running) == self.num_parallel else self.progress.order.next()
+                    if seen is not None:
+                        if (begun := self._begin(seen)) is not None:
+                            running[executor.submit(self._run, begun)] = begun
+                        continue
+                    if not running:
+                        return why or ALL_TRIED
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        self._finish(running.pop(future), future.result())
+            finally:
+                self.cancelled.set()
+
+    def _begin(self, seen: Seen) -> Begun | None:
+        """A trial that may start now; None where there can be none."""
         progress = self.progress
         try:
             run = self.make(seen)
         except ConfigError as error:
             progress.refused.append((seen.point, error.faults[0].what))
-            return
-        number = progress.study.next_number()
+            return None
+        number = max(progress.study.next_number(), max(progress.running, default=0) + 1)
         progress.running[number] = seen
         self.watch(progress)
-        started = time.time()
-        try:
-            outcome = self._run(run, progress.study.folder(number))
-        finally:
-            progress.running.pop(number, None)
-        trial = _record(number, self.key_of(seen.point), seen, outcome, started)
+        best = self.best
+        return Begun(number, seen, run, best.time_s if best else None, time.time())
+
+    def _finish(self, begun: Begun, outcome: Outcome) -> None:
+        """Record a trial, and learn from it."""
+        progress = self.progress
+        del progress.running[begun.number]
+        trial = _record(begun.number, self.key_of(begun.seen.point), begun.seen, outcome, begun.started)
         progress.study.add(trial)
-        progress.order.learn(seen, trial)
+        progress.order.learn(begun.seen, trial)
         self.watch(progress)
 
-    def _run(self, run: Run, folder: Path) -> Outcome:
+    def _run(self, begun: Begun) -> Outcome:
         """Once, and once more where its timings do not count: the host may have been busy with something else."""
-        best, outcome = self.best, Outcome("refused")
+        folder, outcome = self.progress.study.folder(begun.number), Outcome("refused")
         for _ in range(ATTEMPTS):
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                outcome = run(folder, best.time_s if best else None)
+                outcome = begun.run(folder, begun.best_s)
             except ConfigError as error:
                 return Outcome("refused", error.faults[0].what)
             if outcome.status != "invalid_timing":
@@ -146,8 +194,8 @@ class Tuner:
         """Why the search ends here, or nothing."""
         budget, progress = self.progress.budget, self.progress
         trials, best = self.trials, self.best
-        if budget.max_trials is not None and len(trials) >= budget.max_trials:
-            return f"{len(trials)} trials were allowed"
+        if budget.max_trials is not None and len(trials) + len(progress.running) >= budget.max_trials:
+            return f"{budget.max_trials} trials were allowed"
         if budget.max_time_s is not None and progress.spent_s >= budget.max_time_s:
             return f"{budget.max_time_s:.0f} s were allowed"
         if best is None:
@@ -157,7 +205,7 @@ class Tuner:
         if isinstance(progress.order, Guided) and best.time_s is not None and len(trials) >= budget.min_trials:
             bound_s = progress.order.bound_s()
             if bound_s == float("inf"):
-                return "" if not trials else "all candidates have been tried"
+                return "" if not trials else ALL_TRIED
             if best.time_s <= bound_s:
                 return f"none that is left is likely to be faster than {bound_s / best.time_s:.3f} x the best"
         return ""

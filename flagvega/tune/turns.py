@@ -18,8 +18,10 @@ from flagvega.records import read_json, write_json
 from flagvega.tune.measure import Limits
 from flagvega.tune.trial import LEAVE_S
 
-TURN_FILE = "turn.json"
-"""In the folder of the search."""
+TURN_FILE = "turn-{}.json"
+"""In the folder of the search, one for each group of hosts that runs trials together."""
+LEFT_FILE = "left-{}"
+"""Beside it: one of these hosts has left."""
 BEAT_S = 1.0
 """Host 0 touches the file so often while it searches."""
 SILENCE_S = 60.0
@@ -49,14 +51,15 @@ class Turn:
 class Leader:
     """Tells the other hosts what is next; a context manager, at whose end it is over for them."""
 
-    def __init__(self, root: Path) -> None:
-        self._file = root / TURN_FILE
+    def __init__(self, root: Path, group: int) -> None:
+        self._file, self._left = root / TURN_FILE.format(group), root / LEFT_FILE.format(group)
         self._turn = Turn(secrets.token_hex(8))
         self._done = threading.Event()
         self._beat = threading.Thread(target=self._touch, daemon=True)
         self.reason = "host 0 has ended"
 
     def __enter__(self) -> Leader:
+        self._left.unlink(missing_ok=True)
         write_json(self._file, asdict(self._turn))
         self._beat.start()
         return self
@@ -67,6 +70,11 @@ class Leader:
         self._done.set()
         self._beat.join()
         self._tell(Turn(self._turn.session, kind="over", reason=self.reason))
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a host has told that it has left."""
+        return self._left.exists()
 
     def trial(self, folder: Path, point: Mapping[str, Any], limits: Limits) -> None:
         """All hosts run a candidate now."""
@@ -90,8 +98,8 @@ class Leader:
 class Follower:
     """Reads what is next."""
 
-    def __init__(self, root: Path) -> None:
-        self._file = root / TURN_FILE
+    def __init__(self, root: Path, group: int) -> None:
+        self._file, self._left = root / TURN_FILE.format(group), root / LEFT_FILE.format(group)
         self._seen: tuple[str, int] | None = None
         self._beat = self._last_beat()
         """Whoever left the file is not believed until it changes: it may be of a search that died."""
@@ -109,6 +117,10 @@ class Follower:
                 if turn.kind != "wait":
                     return turn
             time.sleep(POLL_S)
+
+    def leave(self) -> None:
+        """Tell host 0 that it must do without this one."""
+        self._left.touch()
 
     def _look(self) -> Turn | None:
         now, beat = time.monotonic(), self._last_beat()

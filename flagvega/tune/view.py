@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from flagvega.report.planning import seconds
 from flagvega.report.progress import duration
 from flagvega.report.tuning import TrialRow, tuning_page
+from flagvega.report.watched import Watched
 from flagvega.tune.search import Guided
 from flagvega.tune.study import Trial, words
 from flagvega.tune.tuner import Progress, Tuner
@@ -25,29 +23,17 @@ SHOWN = 12
 """Trials in the live table."""
 
 
-class View:
+class View(Watched):
     """A live table on a terminal, a line a trial elsewhere."""
 
     def __init__(self, console: Console, tuner: Tuner) -> None:
         self._console, self._tuner = console, tuner
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2)
+        super().__init__(console, self._render, per_second=2)
         self._told = len(tuner.trials)
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> View:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
 
     def update(self, progress: Progress) -> None:
         """Something has changed."""
-        if self._console.is_terminal:
+        if self.is_shown:
             return
         trials = self._tuner.trials
         for trial in trials[self._told :]:

@@ -158,22 +158,23 @@ def test_the_search_of_a_dead_tuner_is_told_and_cleared(tmp_path):
     assert relatives(tmp_path) == []
 
 
-def search_of_two_hosts(folder: Path, *more: str) -> list[subprocess.Popen[str]]:
-    """Two command lines on this machine, with one shared run directory; host 1 first."""
+def search_of_two_hosts(folder: Path, *more: str, devices: tuple[int, int] = (2, 1)) -> list[subprocess.Popen[str]]:
+    """Two command lines on this machine, with one shared run directory; host 0 first."""
     conf = write_search(folder, SPACE, "patience: 50")
     text = (conf / "toy.yaml").read_text()
-    nodes = "[{host: one, chip: cpu, devices: 2}, {host: two, chip: cpu, devices: 1}]"
+    one, two = devices
+    nodes = f"[{{host: one, chip: cpu, devices: {one}}}, {{host: two, chip: cpu, devices: {two}}}]"
     (conf / "toy.yaml").write_text(f"{text}cluster: {{nodes: {nodes}}}\n")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     words = ["action=auto_tune", "experiment.runner.nnodes=2", "experiment.runner.master_addr=127.0.0.1",
-             f"experiment.runner.master_port={port}", "train.system.ranks=3", *more]  # fmt: skip
+             f"experiment.runner.master_port={port}", *more]  # fmt: skip
     nodes = [start(conf, *words, f"experiment.runner.node_rank={node}", PYTHONPATH=str(PLUGIN)) for node in (1, 0)]
     return nodes[::-1]
 
 
 def test_several_hosts_run_the_trials_of_one_search(tmp_path):
-    hosts = search_of_two_hosts(tmp_path, "experiment.auto_tuner.control.max_trials=3")
+    hosts = search_of_two_hosts(tmp_path, "train.system.ranks=3", "experiment.auto_tuner.control.max_trials=3")
 
     said = [host.communicate(timeout=120) for host in hosts]
 
@@ -187,11 +188,29 @@ def test_several_hosts_run_the_trials_of_one_search(tmp_path):
     assert relatives(tmp_path) == []
 
 
+def test_hosts_alike_run_trials_side_by_side(tmp_path):
+    space = ["experiment.auto_tuner.space.step_s=[0.3,0.2]", "experiment.auto_tuner.space.trouble=[none,crash]"]
+    hosts = search_of_two_hosts(tmp_path, "experiment.auto_tuner.control.parallel=2", *space, devices=(2, 2))
+
+    said = [host.communicate(timeout=120) for host in hosts]
+
+    assert [host.returncode for host in hosts] == [0, 0], said
+    trials = read_trials(tmp_path)
+    assert sorted(trial["number"] for trial in trials) == [1, 2, 3, 4]
+    assert best_of(trials)["step_s"] == 0.2
+    assert sum(trial["status"] == "crash" for trial in trials) == 2
+    by_host = {path.name: path for path in tmp_path.glob("out/auto_tuner/trials/*/logs/*")}
+    assert set(by_host) == {"one", "two"}
+    spans = sorted((trial["started"], trial["started"] + trial["took_s"]) for trial in trials)
+    assert any(later < end for (_, end), (later, _) in zip(spans, spans[1:], strict=False))
+    assert relatives(tmp_path) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_hosts_whose_leader_ends_leave(tmp_path, number):
-    leader, other = search_of_two_hosts(tmp_path, "experiment.auto_tuner.space.step_s=[60]")
+    leader, other = search_of_two_hosts(tmp_path, "train.system.ranks=3", "experiment.auto_tuner.space.step_s=[60]")
     while not list(tmp_path.glob("out/auto_tuner/trials/001/events/rank-2.jsonl")):
         time.sleep(0.05)
 
