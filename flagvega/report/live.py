@@ -8,39 +8,33 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from flagvega.records import Lines
 from flagvega.report.progress import Progress
+from flagvega.report.watched import Watched
 
 LINE_INTERVAL_S = 1.0
 """At most one plain line in this time, so that short steps do not flood a log."""
 
 
-class LiveView:
+class LiveView(Watched):
     """Follows the metrics of a run; a context manager, told to look by :meth:`update`."""
 
     def __init__(self, console: Console, lines: Lines, facts: Mapping[str, Any]) -> None:
+        super().__init__(console, self._table, per_second=4)
         self.progress = Progress(facts)
         self._console, self._lines = console, lines
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=False)
         self._shown_s = 0.0
         self._pending = False
-
-    def __enter__(self) -> LiveView:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
-        elif self._pending:
+        super().__exit__(kind, error, trace)
+        if self._pending and not self.is_shown:
             self._print_line()
 
     def update(self) -> None:
@@ -48,12 +42,12 @@ class LiveView:
         for row in self._lines.read():
             self.progress.add(row)
             self._pending = True
-            if not self._console.is_terminal and time.monotonic() - self._shown_s >= LINE_INTERVAL_S:
+            if not self.is_shown and time.monotonic() - self._shown_s >= LINE_INTERVAL_S:
                 self._print_line()
 
     def say(self, text: str) -> None:
         """A line above the table, or between the plain ones, where it belongs in time."""
-        if self._pending and not self._console.is_terminal:
+        if self._pending and not self.is_shown:
             self._print_line()
         self._console.print(Text(text), soft_wrap=True)
 

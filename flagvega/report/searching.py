@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from flagvega.report.planning import seconds
+from flagvega.report.watched import Watched
 
 
-class SearchView:
+class SearchView(Watched):
     """One line that goes when the search has ended: seconds, and the best so far. Nothing where it is no terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._is_shown = console.is_terminal
+        super().__init__(console, self.line, per_second=4, transient=True)
         self._begin = time.monotonic()
         self._best_s: float | None = None
         self._num_found = 0
-        self._live = Live(console=console, get_renderable=self.line, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> SearchView:
-        if self._is_shown:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._is_shown:
-            self._live.stop()
 
     def better(self, step_s: float) -> None:
         """A layout was found that is better than all before."""
