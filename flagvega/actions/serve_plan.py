@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from flagvega.actions.call import Answer, Call
+from flagvega.actions.serve_profile import checked
 from flagvega.cluster.nodes import Cluster
 from flagvega.cluster.source import where_of
 from flagvega.config.blocks import PlanBlock
@@ -50,9 +51,7 @@ class Question:
 
 def act(call: Call) -> Answer:
     """Plan, and write ``<exp_dir>/plan.json`` and ``<exp_dir>/planned.yaml``."""
-    spec = call.spec
-    if faults := list(call.server.check(spec)):
-        raise ConfigError(faults)
+    spec = checked(call)
     question = pose(call, spec)
     problem = question.problem
     outlook = choose(problem, question.time_s)

@@ -62,9 +62,7 @@ class Form:
 
 def act(call: Call) -> Answer:
     """Measure what is not measured yet, one instance at a time, and write ``<exp_dir>/serve_profile.json``."""
-    spec = call.spec
-    if faults := list(call.server.check(spec)):
-        raise ConfigError(faults)
+    spec = checked(call)
     given = round(read_traffic(spec)[0].input_tokens.mean) if "traffic" in spec.blocks else INPUT_TOKENS
     forms = list(find_forms(spec, find_host(spec), _degrees(call)))
     rows: list[Row] = []
@@ -79,6 +77,18 @@ def act(call: Call) -> Answer:
                 return Answer(document, (f"measuring ended with code {code}: {reason}", *notes, hint), code)
         rows.append(row_of(form, read_json_lines(folder / ANSWERS_FILE)))
     return _finish(call, spec, rows)
+
+
+def checked(call: Call) -> Spec:
+    """The spec of a call about services.
+
+    :raises ConfigError: with the faults of the services, or where there is a batch of prompts instead.
+    """
+    if call.draft.infers:
+        raise ConfigError(Fault("a batch of prompts is not profiled or planned", "experiment.task", "type: serve"))
+    if faults := list(call.server.check(call.spec)):
+        raise ConfigError(faults)
+    return call.spec
 
 
 def find_forms(spec: Spec, cluster: Cluster, degrees: Sequence[int]) -> Iterator[Form]:

@@ -24,7 +24,9 @@ from flagvega.serve.curve import Row, curve_of
 from flagvega.serve.forecast import REFUSED, forecast
 from flagvega.serve.traffic import Answered, Targets, draw, percentile
 
-MOST_MORE: Final = 64
+BUSY: Final = 0.7
+"""Share of its places beyond which an instance has as much to do as chance allows."""
+MOST_MORE: Final = 16
 """Chips more than there are, that are tried."""
 BEARABLE: Final = 5.0
 """Times a target: what is further away is no small change."""
@@ -62,10 +64,9 @@ def find_limit(outlook: Outlook) -> str:
     kind, share = members[fullest], shares[fullest]
     if share.num_preempted > share.num_requests / 100:
         return f"the cache of {kind.row.name}: {share.num_preempted} answers had to be begun anew"
-    full = share.sequences / kind.slots
     what = f"{kind.row.name}: {share.sequences:.1f} of {kind.slots} places are taken on average"
     reading = f"; prompts take {share.reading:.0%} of its time" if share.reading > 0.05 else ""
-    return f"{what}{reading}; {kind.bound}" if full > 0.5 else f"nothing: {what}"
+    return f"{what}{reading}; {kind.bound}" if share.sequences > BUSY * kind.slots else f"nothing: {what}"
 
 
 def misses(answers: Sequence[Answered], targets: Targets) -> Counter[str]:

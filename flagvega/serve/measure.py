@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, Final
 
 from flagvega.records import append_json_line, read_json, read_json_lines
-from flagvega.serve.load import Bench
+from flagvega.serve.load import Bench, LoadError
 from flagvega.serve.probe import KEY_ENV, fetch_text, find_trouble
 from flagvega.serve.traffic import Outcome, Targets, Traffic, fixed
 from flagvega.server import Command
@@ -59,7 +59,7 @@ class Measuring:
         before = 0.0
         for number in level_numbers(self.job["slots"]):
             needed = number * (given + OUTPUT_TOKENS)
-            if limits["cache_tokens"] and needed > limits["cache_tokens"]:
+            if number > 1 and limits["cache_tokens"] and needed > limits["cache_tokens"]:
                 break
             level = self._answer("level", number, partial(self._level, number, given, limits["max_tokens"]))
             if level["tokens_per_s"] < (1 + LEAST_GAIN) * before:
@@ -105,7 +105,7 @@ class Measuring:
         outcome = self.bench.measure(job["url"], job["model"], job["tokenizer"], traffic, Targets())
         if outcome.failures:
             error = next(answer.error for answer in outcome.answers if answer.error)
-            raise RuntimeError(f"{outcome.failures} of {outcome.num_requests} requests failed: {error}")
+            raise LoadError(f"{outcome.failures} of {outcome.num_requests} requests failed: {error}")
         return outcome
 
 
