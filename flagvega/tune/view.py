@@ -52,7 +52,7 @@ class View(Watched):
                 seconds(trial.corrected_s) if trial.predicted_s and trial.corrected_s else "-",
                 trial.status, words(trial.values), style=style,
             )  # fmt: skip
-        for number, seen in progress.running.items():
+        for number, seen in list(progress.running.items()):
             expected = seconds(seen.corrected_s) if seen.predicted_s else "-"
             table.add_row(str(number), "running", expected, "", words(seen.point.values), style="dim")
         return Group(table, Text(self._status(progress, best)))
