@@ -15,6 +15,7 @@ import pytest
 from flagvega.actions.test import judge_steps
 from tests.toy.cli import argv, call, environment, write_conf
 from tests.toy.job import ROOT
+from tests.toy.tuning import PYTHONPATH
 
 WITHOUT_TORCH = """\
 import sys
@@ -52,7 +53,7 @@ def test_run_does_what_dryrun_printed_and_ends_with_the_next_commands(conf: Path
 
 
 def test_json_is_one_document_whatever_happens(conf: Path) -> None:
-    done = call(conf, "output=json", "train.system.words=[--code,93]")
+    done = call(conf, "output=json", "train.system.words=[--code,93]", PYTHONPATH=PYTHONPATH)
     assert done.returncode == 93
     assert json.loads(done.stdout)["exit_code"] == 93
     done = call(conf, "action=dryrun", "output=json", "train.model.train_itres=3")
@@ -81,7 +82,9 @@ def test_a_detached_run_is_seen_logged_and_stopped_from_another_shell(conf: Path
 
 
 def test_test_takes_a_few_steps_beside_the_run_and_fails_when_the_loss_grows(conf: Path, tmp_path: Path) -> None:
-    done = call(conf, "action=test", "steps=3", "output=json", "train.system.words=[--loss,rising]")
+    done = call(
+        conf, "action=test", "steps=3", "output=json", "train.system.words=[--loss,rising]", PYTHONPATH=PYTHONPATH
+    )
     assert done.returncode == 1, done.stderr
     document = json.loads(done.stdout)
     assert document["steps"] == 3
@@ -92,7 +95,7 @@ def test_test_takes_a_few_steps_beside_the_run_and_fails_when_the_loss_grows(con
 def test_a_test_never_goes_on_from_the_one_before(conf: Path, tmp_path: Path) -> None:
     left = tmp_path / "out" / "test" / "checkpoints" / "iter_0000003"
     left.mkdir(parents=True)
-    assert call(conf, "action=test", "steps=3").returncode == 0
+    assert call(conf, "action=test", "steps=3", PYTHONPATH=PYTHONPATH).returncode == 0
     assert not left.parent.exists()
 
 
@@ -115,7 +118,7 @@ def test_a_run_that_dies_shows_the_exception_and_where_the_log_is(conf: Path) ->
 
 
 def test_a_finished_run_says_so_and_how_to_go_on(conf: Path) -> None:
-    done = call(conf, "train.system.words=[--start,5]")
+    done = call(conf, "train.system.words=[--start,5]", PYTHONPATH=PYTHONPATH)
     assert done.returncode == 0, done.stderr
     assert "it was finished already, at step 5: raise train_iters" in done.stdout
 
@@ -123,7 +126,7 @@ def test_a_finished_run_says_so_and_how_to_go_on(conf: Path) -> None:
 def test_a_run_that_goes_on_says_from_where_and_troubles_are_told_once_and_again_at_the_end(
     conf: Path, tmp_path: Path
 ) -> None:
-    done = call(conf, "train.system.words=[--start,3,--note,too busy]")
+    done = call(conf, "train.system.words=[--start,3,--note,too busy]", PYTHONPATH=PYTHONPATH)
     assert "found the checkpoint of step 3: going on" in done.stderr
     for text in (done.stderr, done.stdout, call(None, "action=status", f"run_dir={tmp_path}/out").stdout):
         assert text.count("toy trouble: too busy (seen by rank ") == 1
