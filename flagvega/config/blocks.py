@@ -129,7 +129,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class PlanBlock:
-    """``plan``: a layout that exists already, or `auto`. `plan: <path>` is short for `plan: {file: <path>}`."""
+    """``plan``: a layout, or `auto`; `plan: <path>` is short for its `file`. Services use a few of its keys."""
 
     file: str | None = None
     """A `plan.json`, relative to the working directory; `auto` has the layout chosen."""
@@ -137,7 +137,8 @@ class PlanBlock:
     """Seconds that the search for a layout may take; the gap that is left is printed."""
     profile: str | None = None
     """Measured costs to go by, JSON or CSV (see [the planner](planner.md)), relative to the working directory;
-    without it, `profile.json` of the run's folder where it fits, else data sheets."""
+    without it, `profile.json` of the run's folder where it fits, else data sheets. Of a service: what its instances
+    can do, and `serve_profile.json` of the folder without it (see [serving](serve.md))."""
     objective: Literal["time", "cost", "goodput"] | None = None
     """What the chosen layout has least of: `time` (the default) or `cost` of a step (`price_per_hour` of the nodes).
     Of a service: `goodput` (the default), the most requests within their targets, or `cost`, the cheapest that holds
