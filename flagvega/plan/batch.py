@@ -6,7 +6,7 @@ from collections import defaultdict
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
+from math import gcd, inf
 
 import numpy as np
 import numpy.typing as npt
@@ -135,6 +135,15 @@ class Batch:
         time_s, load_s = known
         within: Seconds = np.where((time_s <= limits.time_s) & (load_s <= limits.load_s), time_s, inf)
         return within[: np.flatnonzero(within.min(axis=1) < inf).max(initial=-1) + 1]
+
+    @property
+    def table_steps(self) -> int:
+        """About how many numbers a table looks at for each number of micro-batches in flight."""
+        cells = 0
+        for group, options in self.options.items():
+            sizes = {side.degrees.size for side in options}
+            cells += len(sizes) * (1 + self.problem.devices(group) // gcd(*sizes))
+        return cells * self.num_layers**2 << len(self.options) - 1
 
     @cached_property
     def fluid_s(self) -> float:

@@ -38,9 +38,9 @@ step may then take; the share of the time for these looks; and the number of mic
 PARTS, COARSE_EXPANSIONS, COARSE_SHARE = (4, 8, 16), 60, 0.16
 """Before that plans are looked for that cut a kind of chip in no more parts than this, with so many partial plans each
 and for such a share of the time."""
-PRICED, FEW_SIDES = 0.005, 8
+PRICED, FEW_SIDES, FEW_STEPS = 0.005, 8, 200_000
 """Ranges wider than this share of the best time are bounded by prices of devices before they get a table, unless
-there are so few ways to hold a stage that a table takes no longer."""
+there are so few ways to hold a stage, or so few steps to a table, that it takes no longer."""
 MAX_BYTES = 200_000_000
 """Of tables that are kept for later."""
 NARROW = 1e-3
@@ -185,8 +185,9 @@ class _Search:
 
     def _is_wide(self, its: _Range) -> bool:
         """Whether a range has no table and is to be cut, or bounded, before it gets one."""
-        num_sides = sum(map(len, its.batch.options.values()))
-        if self.best is None or its.descent is not None or num_sides <= FEW_SIDES:
+        num_sides, num_steps = sum(map(len, its.batch.options.values())), its.batch.table_steps
+        is_small = num_sides <= FEW_SIDES or num_steps <= FEW_STEPS
+        if self.best is None or its.descent is not None or is_small:
             return False
         high_s = min(its.high_s, self.best_s - its.batch.least_sum_s)
         return its.priced_s > high_s + PRICED * self.best_s or high_s - its.low_s > PRICED * self.best_s
