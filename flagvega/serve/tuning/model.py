@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import exp, inf, log
+from math import exp, hypot, inf, log
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from flagvega.serve.forecast import Member, forecast
 from flagvega.serve.traffic import Targets, Traffic, draw, judge
 from flagvega.serve.tuning.clients import forecast_clients
 from flagvega.serve.tuning.score import seconds_per_good
-from flagvega.serve.tuning.steps import TYPICAL, StepSums, fit_steps
+from flagvega.serve.tuning.steps import TYPICAL, StepSums, doubt, fit_steps
 from flagvega.tune.candidates import Choice, Expected, Settings, Sight, read_settings
 from flagvega.tune.learn import Features, Model
 from flagvega.tune.search import Guided
@@ -37,6 +37,7 @@ SPEEDUP: Final = 0.5
 """Exponent of devices in the speed of an instance of which only one with other degrees is known."""
 OVERHEAD_S: Final = 0.005
 """Of a first token, beside its steps."""
+CURIOSITY: Final = 0.1
 FAR: Final = 256
 MOST: Final = 1.5
 """A measured time counts at most so many times e above or below what was predicted: beyond, it says little more."""
@@ -105,11 +106,16 @@ class Knowledge:
     def time_s(self, seats: tuple[Seat, ...]) -> tuple[float, float]:
         """(seconds for each good request, the same if steps are a deviation shorter)."""
         if seats not in self._times:
-            found = [self._curve(seat) for seat in seats]
-            self._times[seats] = (
-                self._simulate(seats, [curve for curve, _ in found]),
-                self._simulate(seats, [_faster(curve, exp(-deviation)) for curve, deviation in found]),
-            )
+            curves = [self._curve(seat) for seat in seats]
+            time_s, sequences = self._simulate(seats, curves)
+            faster = [
+                _faster(curve, exp(-self._deviation(seat.form, number)))
+                for seat, curve, number in zip(seats, curves, sequences, strict=True)
+            ]
+            low_s, _ = self._simulate(seats, faster)
+            # Of many that are expected to be alike, the one that takes in most at once shows most of its engine.
+            room = 1 + CURIOSITY / min(seat.slots for seat in seats) if self.is_blank else 1.0
+            self._times[seats] = time_s * room, min(time_s, low_s) * room
         return self._times[seats]
 
     @property
@@ -117,29 +123,44 @@ class Knowledge:
         """Whether nothing was measured yet."""
         return not self.sums and not self.measured
 
-    def _simulate(self, seats: Sequence[Seat], curves: Sequence[Curve]) -> float:
+    def _simulate(self, seats: Sequence[Seat], curves: Sequence[Curve]) -> tuple[float, list[float]]:
+        """(seconds for each good request, sequences that each instance works on, on average)."""
         members = [Member(curve, seat.slots) for seat, curve in zip(seats, curves, strict=True)]
         if self.traffic.concurrency:
             answers, duration_s = forecast_clients(members, self.requests, self.traffic.concurrency)
+            sequences = [min(self.traffic.concurrency / len(seats), seat.slots) for seat in seats]
         else:
             found = forecast(members, self.requests)
             answers, duration_s = found.answers, found.duration_s
+            sequences = [share.sequences for share in found.shares]
         outcome = judge(self.traffic, self.requests, answers, self.targets, duration_s)
-        return seconds_per_good(self.traffic, self.targets, outcome)
+        return seconds_per_good(self.traffic, self.targets, outcome), sequences
 
-    def _curve(self, seat: Seat) -> tuple[Curve, float]:
-        """(the steps of an instance, deviation of the logarithm of their seconds)."""
+    def _curve(self, seat: Seat) -> Curve:
+        """The steps of an instance."""
         form = seat.form
         cache = self.caches.get(form)
         if form in self.sums:
-            return _line(fit_steps(self.sums[form]), seat, cache), STEP_SD["trial"]
+            return _line(fit_steps(self.sums[form]), seat, cache)
         if row := self.measured.get((form.chip, form.tp, form.pp)):
-            return replace(curve_of(row), step_tokens=seat.step_tokens), STEP_SD["profile"]
-        for other, sums in self.sums.items():
-            if (other.service, other.chip) == (form.service, form.chip):
-                gain = (form.tp * form.pp / (other.tp * other.pp)) ** SPEEDUP
-                return _faster(_line(fit_steps(sums), seat, cache), 1 / gain), STEP_SD["other"]
-        return _line(TYPICAL, seat, cache), STEP_SD["nothing"]
+            return replace(curve_of(row), step_tokens=seat.step_tokens)
+        if other := self._other(form):
+            gain = (form.tp * form.pp / (other.tp * other.pp)) ** SPEEDUP
+            return _faster(_line(fit_steps(self.sums[other]), seat, cache), 1 / gain)
+        return _line(TYPICAL, seat, cache)
+
+    def _deviation(self, form: Form, sequences: float) -> float:
+        """Of the logarithm of the seconds of steps with so many sequences."""
+        if form in self.sums:
+            return hypot(STEP_SD["trial"], min(doubt(self.sums[form], max(1.0, sequences)), STEP_SD["nothing"]))
+        if (form.chip, form.tp, form.pp) in self.measured:
+            return STEP_SD["profile"]
+        return STEP_SD["other" if self._other(form) else "nothing"]
+
+    def _other(self, form: Form) -> Form | None:
+        """Instances of other degrees of which something is known."""
+        alike = (each for each in self.sums if (each.service, each.chip) == (form.service, form.chip))
+        return next(alike, None)
 
 
 def _line(fitted: Sequence[float], seat: Seat, cache_tokens: int | None) -> Curve:

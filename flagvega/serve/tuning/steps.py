@@ -71,11 +71,10 @@ def sum_steps(answers: Sequence[Answered], num_instances: int = 1) -> StepSums:
     return StepSums(tuple(tuple(map(float, row)) for row in xx), tuple(map(float, xy)), len(rows))
 
 
-def fit_steps(sums: StepSums, typical: Sequence[float] = TYPICAL) -> tuple[float, float, float]:
-    """(seconds of a step, of each sequence, of each token of prompts), none below 0; near ``typical`` without data."""
-    scale = np.array(typical)
-    weight = 1.0 / (ALIKE * NOISE**2)
-    matrix = np.array(sums.xx) * np.outer(scale, scale) * weight + np.eye(3) / PRIOR_SD**2
+def fit_steps(sums: StepSums) -> tuple[float, float, float]:
+    """(seconds of a step, of each sequence, of each token of prompts), none below 0; typical ones without data."""
+    scale, weight = np.array(TYPICAL), 1.0 / (ALIKE * NOISE**2)
+    matrix = _precision(sums)
     vector = np.array(sums.xy) * scale * weight + 1.0 / PRIOR_SD**2
     kept = [0, 1, 2]
     found: Vector = np.zeros(3)
@@ -87,3 +86,17 @@ def fit_steps(sums: StepSums, typical: Sequence[float] = TYPICAL) -> tuple[float
         kept = [index for index, value in zip(kept, solved, strict=True) if value >= 0]
     base, sequence, prompt = (float(value) for value in found * scale)
     return base, sequence, prompt
+
+
+def doubt(sums: StepSums, sequences: float) -> float:
+    """Deviation of the seconds of a step with so many sequences, as a share of them: little where it was seen."""
+    x = np.array((1.0, sequences, 0.0)) * TYPICAL
+    base, sequence, _ = fit_steps(sums)
+    return float(np.sqrt(x @ np.linalg.inv(_precision(sums)) @ x)) / (base + sequence * sequences)
+
+
+def _precision(sums: StepSums) -> Vector:
+    """Of the three, each in units of what is typical."""
+    scale = np.array(TYPICAL)
+    found: Vector = np.array(sums.xx) * np.outer(scale, scale) / (ALIKE * NOISE**2) + np.eye(3) / PRIOR_SD**2
+    return found
