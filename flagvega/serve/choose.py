@@ -223,12 +223,17 @@ def choose(problem: Problem, time_s: float) -> Outlook:
     """
     deadline = time.monotonic() + time_s
     best = look(whole(problem), problem)
-    if problem.objective == "cost" and holds(best, problem):
+    if problem.objective == "cost":
         best = _cheapest(problem, best, deadline)
     best = _trim(best, problem, deadline)
     limits = [look(best.fleet, problem, patience) for patience in PATIENCES]
-    most = max(outlook.outcome.good_share for outlook in limits)
-    return next(outlook for outlook in limits if outlook.outcome.good_share >= (1 - WORTH) * most)
+    least = _least(max(outlook.outcome.good_share for outlook in limits), problem)
+    return next(outlook for outlook in limits if outlook.outcome.good_share >= least)
+
+
+def _least(share: float, problem: Problem) -> float:
+    """Next to nothing less than this share of good requests, but not below what the targets ask for."""
+    return min(share, max((1 - WORTH) * share, problem.targets.share))
 
 
 def holds(outlook: Outlook, problem: Problem) -> bool:
@@ -272,7 +277,7 @@ def _cheapest(problem: Problem, best: Outlook, deadline: float) -> Outlook:
     sets = {merge(parts) for parts in product(*packs)}
     worth = [fleet for fleet in sets if fleet and POOLED * take_alone(fleet) >= problem.rate_per_s]
     for fleet in sorted(worth, key=lambda fleet: (price_of(fleet), -take_alone(fleet))):
-        if price_of(fleet) >= best.price_per_hour or time.monotonic() > deadline:
+        if time.monotonic() > deadline or (holds(best, problem) and price_of(fleet) >= best.price_per_hour):
             break
         outlook = look(fleet, problem)
         if holds(outlook, problem):
@@ -282,7 +287,7 @@ def _cheapest(problem: Problem, best: Outlook, deadline: float) -> Outlook:
 
 def _trim(best: Outlook, problem: Problem, deadline: float) -> Outlook:
     """Without the instances that add next to nothing, the dearest first."""
-    least = min(best.outcome.good_share, max((1 - WORTH) * best.outcome.good_share, problem.targets.share))
+    least = _least(best.outcome.good_share, problem)
     trying = True
     while trying and time.monotonic() < deadline:
         trying = False
