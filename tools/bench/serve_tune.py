@@ -123,7 +123,7 @@ def collect(case: Case, seconds: float, part: int, num_parts: int) -> None:
 def _keep(case: Case, row: Mapping[str, Any]) -> None:
     """Add a point; another part of the grid may be measured at the same time."""
     GRIDS.mkdir(exist_ok=True)
-    with FileLock(GRIDS / f".{case.name}.lock"):
+    with FileLock(Path(tempfile.gettempdir()) / f"serve-tune-{case.name}.lock"):
         write_json(GRIDS / f"{case.name}.json", {"case": case.name, "points": [*read_grid(case).values(), row]})
 
 
