@@ -156,7 +156,7 @@ def test_a_model_that_is_not_here_or_not_computed_is_found_before_anything_start
 
 def test_training_actions_refuse_services(dryrun: Dryrun, capsys: pytest.CaptureFixture[str]) -> None:
     dryrun([service()])
-    assert main(["--config-path", ".", "--config-name", "exp", "action=plan"]) == ExitCode.CONFIG
+    assert main(["--config-path", ".", "--config-name", "exp", "action=estimate"]) == ExitCode.CONFIG
     assert "the task is to serve" in capsys.readouterr().err
 
 
