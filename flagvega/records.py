@@ -8,8 +8,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 # ---- whole files ----
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """PreflightError, with a way out, where the block cannot write what it writes to ``path``."""
+    try:
+        yield
+    except OSError as error:
+        fix = "give another experiment.exp_dir"
+        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(path), fix)) from error
 
 
 def write_text(path: str | Path, text: str, mode: int = 0o644) -> None:

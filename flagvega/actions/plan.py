@@ -13,12 +13,11 @@ from rich.table import Table
 
 from flagvega.actions import serve_plan
 from flagvega.actions.call import Answer, Call
-from flagvega.errors import PreflightError
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.compare import Gain, find_gains, find_shapes, other_shapes, price
 from flagvega.plan.explain import Other, binding, others
 from flagvega.plan.planner import Planned, plan_spec
-from flagvega.records import write_json
+from flagvega.records import write_json, writing
 from flagvega.report.overview import Bar
 from flagvega.report.pictures import Pictures, write_pictures
 from flagvega.report.planning import MAX_GAINS, gains_table, memory_table, others_table, outlook_table, seconds
@@ -66,11 +65,9 @@ def act(call: Call) -> Answer:
         planned = plan_spec(spec, call.engine, view.better)
     reasons = find_reasons(planned, min(MAX_REASONS_S, max(MIN_REASONS_S, time.monotonic() - begin)))
     path = spec.exp_dir / PLAN_FILE
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan_to_json(planned.plan))
-    except OSError as error:
-        raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
     title, tables, facts = _title(planned), _tables(planned, reasons), _facts(planned, reasons)
     bars = _bars(planned, reasons)
     pictures = write_pictures(spec.exp_dir, planned.plan, planned.outlook, planned.problem, title, facts, tables, bars)

@@ -14,12 +14,12 @@ from flagvega.actions.decide import Decision, make_launch
 from flagvega.actions.follow import environment, ready
 from flagvega.cluster.source import find_cluster
 from flagvega.config.spec import Spec
-from flagvega.errors import ConfigError, Fault, PreflightError
+from flagvega.errors import ConfigError, Fault
 from flagvega.plan.profile import Profile, Validity, validity_of
 from flagvega.plan.questions import MICRO_BATCHES, Probe, Rounds, ask, fingerprint, left, num_answered, profile_of
 from flagvega.plan.sources import PROFILE_FILE
 from flagvega.plan.tables import profile_to_json
-from flagvega.records import Lines, read_json_lines, write_json
+from flagvega.records import Lines, read_json_lines, write_json, writing
 from flagvega.report.measured import answer_line, layers_table, links_table, optimizer_table
 from flagvega.run.directory import RunDirectory
 from flagvega.run.supervisor import Supervisor
@@ -125,10 +125,8 @@ def _finish(call: Call, spec: Spec, folder: Path, key: str, valid: Validity, not
     profile = profile_of(answers, valid)
     path = spec.exp_dir / PROFILE_FILE
     document = profile_to_json(profile)
-    try:
+    with writing(path):
         write_json(path, document)
-    except OSError as error:
-        raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
     skipped = [f"skipped: {answer_line(answer)}" for answer in answers if "skipped" in answer]
     written = f"written to {path}; plans of this experiment use it, others with plan.profile={path}"
     facts = {"file": str(path), "profile": document, "skipped": skipped, "notes": list(notes)}

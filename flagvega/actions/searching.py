@@ -14,8 +14,8 @@ from typing import Any
 from flagvega.actions.call import Call
 from flagvega.config.blocks import AutoTuner
 from flagvega.config.spec import Spec
-from flagvega.errors import ExitCode, Fault, PreflightError
-from flagvega.records import write_text
+from flagvega.errors import ExitCode
+from flagvega.records import write_text, writing
 from flagvega.run.directory import RunDirectory
 from flagvega.run.processes import kill_processes
 from flagvega.tune.folder import FOLDER, Search, SearchFolder, State
@@ -55,10 +55,8 @@ def search(call: Call, make: Callable[[Study], Tuner], opening: Callable[[Tuner]
 
 def make_folder(root: Path) -> None:
     """Of the search; PreflightError where it cannot be written."""
-    try:
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(root))) from error
 
 
 def _search(call: Call, folder: SearchFolder, tuner: Tuner, page: Callable[[Tuner], str]) -> Trial:

@@ -16,10 +16,10 @@ from flagvega.cluster.nodes import Cluster
 from flagvega.cluster.source import where_of
 from flagvega.config.blocks import PlanBlock
 from flagvega.config.spec import Service, Spec
-from flagvega.errors import ConfigError, Fault, NoPlanError, PreflightError
+from flagvega.errors import ConfigError, Fault, NoPlanError
 from flagvega.layout.serving import serve_plan_to_json
 from flagvega.platform import find_chip
-from flagvega.records import write_json, write_text
+from flagvega.records import write_json, write_text, writing
 from flagvega.serve.advice import Gain, find_changes, find_gains, find_limit, misses, rate_of, why_never
 from flagvega.serve.choose import Kind, Outlook, Problem, choose, find_kind, holds
 from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Row, read_serve_profile
@@ -258,12 +258,10 @@ def _write(spec: Spec, document: Mapping[str, Any], planned: Sequence[Service], 
     else:
         composed.setdefault("gateway", {})
     path = spec.exp_dir / YAML_FILE
-    try:
+    with writing(path):
         spec.exp_dir.mkdir(parents=True, exist_ok=True)
         write_json(spec.exp_dir / PLAN_FILE, document)
         write_text(path, _HEAD + yaml.safe_dump(composed, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
     return path
 
 

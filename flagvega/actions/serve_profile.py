@@ -16,9 +16,9 @@ from flagvega.actions.call import Answer, Call
 from flagvega.actions.serve import Decision, decide, ready
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.spec import Service, Spec
-from flagvega.errors import ConfigError, Fault, PreflightError
+from flagvega.errors import ConfigError, Fault
 from flagvega.launch.script import secrets
-from flagvega.records import Lines, read_json_lines, write_json
+from flagvega.records import Lines, read_json_lines, write_json, writing
 from flagvega.run.supervisor import Supervisor
 from flagvega.serve.curve import (
     DEFAULT_SLOTS,
@@ -193,10 +193,8 @@ def _finish(call: Call, spec: Spec, rows: Sequence[Row]) -> Answer:
     profile = ServeProfile(tuple(rows), call.server.name, time.strftime("%F"))
     path = spec.exp_dir / PROFILE_FILE
     document = profile_to_json(profile)
-    try:
+    with writing(path):
         write_json(path, document)
-    except OSError as error:
-        raise PreflightError(f"{path} cannot be written: {error.strerror}") from error
     written = f"written to {path}; action=plan of this experiment uses it, others with plan.profile={path}"
     busy = [row for row in rows if row.host_busy and row.host_busy > MOST_BUSY]
     notes = [

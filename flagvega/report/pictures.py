@@ -9,12 +9,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flagvega.errors import PreflightError
 from flagvega.layout.plan import Plan
 from flagvega.plan.compare import describe_degrees
 from flagvega.plan.explain import Outlook
 from flagvega.plan.space import Problem
-from flagvega.records import write_bytes, write_text
+from flagvega.records import write_bytes, write_text, writing
 from flagvega.report.overview import BAR_COLOURS, Bar, chip_colours, comparison_svg, layout_svg, stage_boxes
 from flagvega.report.page import plan_page, wide
 from flagvega.report.picture import can_draw, timeline_png
@@ -46,15 +45,13 @@ def write_pictures(exp_dir: Path, plan: Plan, outlook: Outlook, problem: Problem
     lanes = tuple(Lane(mesh, plan.meshes[mesh].chip, note) for mesh, note in zip(meshes, notes, strict=True))
     timeline = make_timeline(lanes, outlook.pipeline, outlook.idle)
     folder = exp_dir / FOLDER
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         overview = overview_of(outlook, problem, compared)
         write_text(folder / PAGE, plan_page(title, facts, timeline, memory_bars(outlook, problem), tables, overview))
         write_text(folder / TRACE, json.dumps(trace_events(timeline), separators=(",", ":")))
         if can_draw():
             write_bytes(folder / PICTURE, timeline_png(timeline, title))
-    except OSError as error:
-        raise PreflightError(f"{folder} cannot be written: {error.strerror}") from error
     page = f"drawn in {folder / PAGE}"
     trace = f"timeline for ui.perfetto.dev in {folder / TRACE}"
     files = (str(folder / PAGE), str(folder / TRACE))

@@ -13,7 +13,7 @@ from typing import Any
 
 from flagvega.errors import Fault, PreflightError
 from flagvega.launch.script import AFTER_STOP_SCRIPT, Launch, log_dir, render
-from flagvega.records import Owner, write_text
+from flagvega.records import Owner, write_text, writing
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.processes import kill_processes
 
@@ -27,11 +27,8 @@ def prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[
     ``files`` are written beside those of the job. PreflightError when another run has the directory, or
     when it cannot be written. What a run that died here left behind is ended first.
     """
-    try:
+    with writing(launch.run_dir):
         return _prepare(launch, name, watch, files)
-    except OSError as error:
-        fix = "give another experiment.exp_dir"
-        raise PreflightError(Fault(f"cannot be written: {error.strerror}", str(launch.run_dir), fix)) from error
 
 
 def _prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping[str, str]) -> RunDirectory:

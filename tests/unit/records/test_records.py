@@ -90,3 +90,11 @@ def test_a_reused_pid_is_not_the_owner(tmp_path: Path, change: dict[str, object]
     records.write_json(path, json.loads(path.read_text()) | change)
     assert records.Lock(path).acquire().taken_over
     lock.release()
+
+
+def test_what_cannot_be_written_is_said_with_its_place_and_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "file" / "x"
+    path.parent.write_text("")
+    says = r"file/x: cannot be written: Not a directory\n +give another experiment.exp_dir"
+    with pytest.raises(PreflightError, match=says), records.writing(path):
+        records.write_text(path, "")
