@@ -36,7 +36,7 @@ from flagvega.serve.tuning.score import UNIT, least_s
 from flagvega.tune.candidates import Choice, Seen, read_settings
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import NoHistory, Order, listed, shuffled
-from flagvega.tune.study import Outcome, Study
+from flagvega.tune.study import Outcome, Study, Trial
 from flagvega.tune.tuner import Budget, Progress, Run, Tuner
 from tools.bench.tiny_model import ENGINE_ARGS, make_tiny_model
 
@@ -156,16 +156,25 @@ class Grid:
         points = [Configuration(each.settings, each.seats, knowledge) for each in self.question.candidates]
         return Pool([each for each in points if each.point(0).key in self.outcomes])
 
-    def search(self, make: Callable[[Pool], Order], whole: bool) -> tuple[int, int, float]:
-        """(trials until one within 2 % of the best, trials until it ended, its best over the grid's)."""
+    def needed(self, order: Order) -> int:
+        """Trials until one is within 2 % of the best."""
+        for number in range(1, len(self.outcomes) + 1):
+            seen = order.next()
+            assert seen is not None
+            outcome = self.outcomes[seen.point.key]
+            if outcome.time_s is not None and outcome.time_s <= NEAR * min(self.times):
+                return number
+            order.learn(seen, Trial(**vars(outcome), key=str(number), point=seen.point.record, number=number))
+        raise AssertionError("the best is a point of the grid")
+
+    def search(self, make: Callable[[Pool], Order]) -> tuple[int, float]:
+        """(trials until the search ends by itself, its best over the grid's)."""
         pool = self.pool()
-        budget = Budget(max_trials=len(self.outcomes)) if whole else Budget(patience=8, min_trials=5)
         with tempfile.TemporaryDirectory() as root:
-            tuner = Tuner(Progress(Study.open(Path(root)), pool, make(pool), budget), "bench", self._run, UNIT)
-            tuner.search()
-            times = [trial.time_s or float("inf") for trial in tuner.trials]
-        return next(i for i, each in enumerate(times, 1) if each <= NEAR * min(self.times)) if whole else 0, \
-            len(times), min(times) / min(self.times)  # fmt: skip
+            progress = Progress(Study.open(Path(root)), pool, make(pool), Budget(patience=8, min_trials=5))
+            tuner = Tuner(progress, "bench", self._run, UNIT)
+            best = tuner.search()
+            return len(tuner.trials), (best.time_s or 0.0) / min(self.times)
 
     def _run(self, seen: Seen) -> Run:
         return lambda _folder, _best_s: self.outcomes[seen.point.key]
@@ -188,10 +197,10 @@ def replay(grid: Grid) -> bool:
     def guided(pool: Pool) -> Order:
         return GuidedByTraffic(pool, NoHistory(), least_s=least)
 
-    needed, _, _ = grid.search(guided, whole=True)
-    _, ended, ratio = grid.search(guided, whole=False)
-    chance = [grid.search(lambda pool, seed=seed: shuffled(pool, seed), whole=True)[0] for seed in range(SEEDS)]
-    in_order, _, _ = grid.search(listed, whole=True)
+    needed = grid.needed(guided(grid.pool()))
+    ended, ratio = grid.search(guided)
+    chance = [grid.needed(shuffled(grid.pool(), seed)) for seed in range(SEEDS)]
+    in_order = grid.needed(listed(grid.pool()))
     near = sum(time_s <= NEAR * min(grid.times) for time_s in grid.times)
     print(f"{grid.case.name}: {size} points on {grid.case.chip}, {near} within 2 % of the best")
     print(f"  tuner    {needed:>5} trials (ends after {ended}, its best {ratio - 1:+.1%})")
@@ -211,10 +220,7 @@ def _sampled(grid: Grid) -> list[int] | None:
         from flagvega.tune.sampler import Sampled
     except ConfigError:
         return None
-    return [
-        grid.search(lambda pool, seed=seed: Sampled.in_memory(pool, seed), whole=True)[0]
-        for seed in range(SAMPLER_SEEDS)
-    ]
+    return [grid.needed(Sampled.in_memory(grid.pool(), seed)) for seed in range(SAMPLER_SEEDS)]
 
 
 def main() -> int:

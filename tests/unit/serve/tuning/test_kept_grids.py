@@ -16,7 +16,6 @@ from tools.bench.serve_tune import CASES, NEAR, SHARE, Case, open_grid
 def test_the_best_is_found_in_a_third_of_the_trials(case: Case, tmp_path: Path) -> None:
     grid = open_grid(case, tmp_path)
     least = least_s(grid.question.traffic)
-    needed, _, _ = grid.search(lambda pool: GuidedByTraffic(pool, NoHistory(), least_s=least), whole=True)
-    assert needed <= len(grid.outcomes) * SHARE
-    _, _, ratio = grid.search(lambda pool: GuidedByTraffic(pool, NoHistory(), least_s=least), whole=False)
+    assert grid.needed(GuidedByTraffic(grid.pool(), NoHistory(), least_s=least)) <= len(grid.outcomes) * SHARE
+    _, ratio = grid.search(lambda pool: GuidedByTraffic(pool, NoHistory(), least_s=least))
     assert ratio <= NEAR
