@@ -79,8 +79,7 @@ class FileConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        extra = self._kv_transfer_config.get_from_extra_config
-        self._folder = Folder(Path(extra("folder", None)), float(extra("keep_s", KEEP_S)))
+        self._folder = Folder(Path(self._kv_transfer_config.get_from_extra_config("folder", None)), KEEP_S)
         self._block_size = vllm_config.cache_config.block_size
         self._num_blocks = kv_cache_config.num_blocks
         parallel = vllm_config.parallel_config
