@@ -28,7 +28,7 @@ ALL_PAGES = [str(path) for path in project_files("*.md")]
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MARK = "\x1e"
 LINE = re.compile(r"^(?:\$ | {4})?((?:python|make|pip) .+)")
-INLINE = re.compile(r"`((?:python|make|pip install|tools/\S+) [^`\n]+)`")
+INLINE = re.compile(r"`((?:python|make|pip install|tools/[^\s`]+) [^`\n]+)`")
 MISTAKE = "train.model.num_layer=6"
 """What the tour gets wrong."""
 
