@@ -100,7 +100,7 @@ def summary_lines(tuner: Tuner, best: Trial, paths: Mapping[str, Path]) -> tuple
         *(f"  {name}: {value}" for name, value in best.values.items()),
     ]
     lines += (
-        [f"{len(dead)} trials died: " + ", ".join(f"{trial.number} {trial.status}" for trial in dead)] if dead else []
+        ["without a time: " + ", ".join(f"trial {trial.number} ({trial.status})" for trial in dead)] if dead else []
     )
     lines += [f"  {name:<7} {path}" for name, path in paths.items()]
     return tuple(lines)
