@@ -20,6 +20,8 @@ from filelock import FileLock
 from flagvega.errors import Fault, PreflightError
 
 HASH_BLOCK_BYTES = 1 << 20
+TAIL_BYTES = 1 << 20
+"""No line is longer."""
 
 
 # ---- whole files ----
@@ -101,6 +103,17 @@ def append_json_line(path: str | Path, value: Any, durable: bool = False) -> Non
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """All whole lines of a file; empty when there is no file; a line without its end is dropped."""
     return Lines(path).read()
+
+
+def read_last_json_line(path: str | Path) -> dict[str, Any] | None:
+    """The last whole line of a file that may have grown for months; None where there is none."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-2]) if len(lines) > 1 else None
 
 
 def count_lines(path: str | Path) -> int:

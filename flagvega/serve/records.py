@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from flagvega.records import read_json, read_json_lines
+from flagvega.records import read_json, read_json_lines, read_last_json_line
 from flagvega.report.planning import seconds
 from flagvega.serve.gateway.records import FOLDER, show_gateway
 
 INSTANCE_FILE: Final = "instances.jsonl"
 """A line every few seconds: what each engine says of itself."""
 PAGE: Final = "report/serve.html"
-TAIL_BYTES: Final = 1 << 20
 OLD_S: Final = 15.0
 """A record older than this says little about now."""
 
 
 def read_serving(run_dir: Path, since: float) -> dict[str, Any] | None:
     """The last record of the run that began then; None where it serves nothing, or has not written any."""
-    last = last_record(run_dir / FOLDER / INSTANCE_FILE)
+    last = read_last_json_line(run_dir / FOLDER / INSTANCE_FILE)
     return last if last and last["time"] >= since else None
 
 
@@ -43,17 +40,6 @@ def show_serving(run_dir: Path, since: float, is_running: bool) -> dict[str, str
     if (run_dir / PAGE).exists():
         found["page"] = str(run_dir / PAGE)
     return found
-
-
-def last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a file that may have grown for months."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    return json.loads(lines[-2]) if len(lines) > 1 else None
 
 
 def list_events(run_dir: Path, instances: Iterable[int], since: float) -> list[tuple[float, str, str]]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flagvega.records import read_json
+from flagvega.records import read_json, read_last_json_line
 
 FOLDER: Final = "serve"
 STATUS_FILE: Final = "gateway.json"
 RECORD_FILE: Final = "gateway.jsonl"
-TAIL_BYTES: Final = 1 << 20
 FRESH_S: Final = 30.0
 """A gateway that has written nothing for so long knows nothing."""
 
@@ -28,7 +25,7 @@ def show_gateway(run_dir: Path) -> dict[str, str]:
     instances = status["instances"]
     ready = sum(each["state"] == "ready" for each in instances)
     found = {"gateway": f"{status['state']} at {status['url']}/v1, {ready} of {len(instances)} instances ready"}
-    last = _last_record(run_dir / FOLDER / RECORD_FILE)
+    last = read_last_json_line(run_dir / FOLDER / RECORD_FILE)
     if last and status["state"] != "ended":
         found["requests"] = f"{last['requests_per_s']:.1f}/s, {last['in_flight']} in flight, {last['refused']} refused"
         found["tokens"] = f"{last['prompt_tokens_per_s']:.0f}/s read, {last['output_tokens_per_s']:.0f}/s written"
@@ -45,17 +42,6 @@ def is_ejected(run_dir: Path, instance: int | None) -> bool:
         return False
     states = {each["id"]: each["state"] for each in status["instances"]}
     return time.time() - status["time"] < FRESH_S and states.get(instance) == "ejected"
-
-
-def _last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole line; the file may have grown for months."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    return json.loads(lines[-2]) if len(lines) > 1 else None
 
 
 _TIMES: Final = {"first_token_s": "first token", "per_token_s": "per token"}
