@@ -141,22 +141,13 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Single:
-    """A family of one candidate that is nothing but settings; its seconds and its memory may be predicted."""
+class Settled:
+    """What families of one candidate that is nothing but settings have in common."""
 
     settings: Settings
-    part: Any = None
-    predicted_s: float | None = None
-    memory_share: float | None = None
 
     def __len__(self) -> int:
         return 1
-
-    @property
-    def features(self) -> Features:
-        """Each setting; where nothing is predicted, every one may change a lot."""
-        first, each = ("unknown", "choice") if self.predicted_s is None else ("step", "setting")
-        return {(first,): 1.0} | {(each, name, str(value)): 1.0 for name, value in self.settings}
 
     @property
     def choices(self) -> set[tuple[str, str]]:
@@ -170,6 +161,21 @@ class Single:
     def position(self, record: Mapping[str, Any]) -> int | None:
         """By its settings."""
         return 0 if not record.get("shape") and read_settings(record) == self.settings else None
+
+
+@dataclass(frozen=True)
+class Single(Settled):
+    """A family of one, whose seconds and memory may be predicted."""
+
+    part: Any = None
+    predicted_s: float | None = None
+    memory_share: float | None = None
+
+    @property
+    def features(self) -> Features:
+        """Each setting; where nothing is predicted, every one may change a lot."""
+        first, each = ("unknown", "choice") if self.predicted_s is None else ("step", "setting")
+        return {(first,): 1.0} | {(each, name, str(value)): 1.0 for name, value in self.settings}
 
     def expect(self, model: Model) -> Expected:
         """As predicted."""

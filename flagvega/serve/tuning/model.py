@@ -21,7 +21,7 @@ from flagvega.serve.traffic import Targets, Traffic, draw, judge
 from flagvega.serve.tuning.clients import forecast_clients
 from flagvega.serve.tuning.score import seconds_per_good
 from flagvega.serve.tuning.steps import TYPICAL, StepSums, doubt, fit_steps
-from flagvega.tune.candidates import Choice, Expected, Settings, Sight, read_settings
+from flagvega.tune.candidates import Expected, Settled, Sight
 from flagvega.tune.learn import Features, Model
 from flagvega.tune.search import Guided
 from flagvega.tune.study import Trial
@@ -176,17 +176,13 @@ def _faster(curve: Curve, factor: float) -> Curve:
 
 
 @dataclass(frozen=True)
-class Configuration:
+class Configuration(Settled):
     """A candidate: settings, and the instances that they make. A family of one."""
 
-    settings: Settings
     seats: tuple[Seat, ...]
     knowledge: Knowledge = field(repr=False, compare=False)
     part: Any = field(default=None, repr=False, compare=False)
     """What a trial of it is started with."""
-
-    def __len__(self) -> int:
-        return 1
 
     @property
     def features(self) -> Features:
@@ -195,19 +191,6 @@ class Configuration:
         for name, value in self.settings:
             found["setting", name, str(value)] = KNOWN if name.rpartition(".")[2] in SIMULATED else 1.0
         return found
-
-    @property
-    def choices(self) -> set[tuple[str, str]]:
-        """Each setting."""
-        return {(name, str(value)) for name, value in self.settings}
-
-    def point(self, i: int) -> Choice:
-        """The only one."""
-        return Choice(self.settings)
-
-    def position(self, record: Mapping[str, Any]) -> int | None:
-        """By its settings."""
-        return 0 if read_settings(record) == self.settings else None
 
     def expect(self, model: Model) -> Expected:
         """By the simulation."""
