@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Iterable
 
 import psutil
 
@@ -86,10 +87,15 @@ class HostLoad:
 
 
 def _run_cpu_s() -> float:
-    """CPU seconds of the processes that this rank's launcher started and that still live."""
+    """That of what this rank's launcher started."""
     launcher = psutil.Process().parent() or psutil.Process()
+    return cpu_s(launcher.children(recursive=True))
+
+
+def cpu_s(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds of those processes that still live."""
     total = 0.0
-    for process in launcher.children(recursive=True):
+    for process in processes:
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:

@@ -36,6 +36,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from hardware.emulated.clock import cpu_s  # noqa: E402
 from tools.bench.serve_engines import Engine, free_port, running, started, wait_ready  # noqa: E402
 from tools.bench.serve_load import (  # noqa: E402
     MEAN_OUTPUT,
@@ -82,14 +83,7 @@ class CpuTime:
 
     def _used_s(self) -> float:
         this = psutil.Process()
-        total = 0.0
-        for process in [this, *this.children(recursive=True)]:
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-        return total
+        return cpu_s([this, *this.children(recursive=True)])
 
 
 async def measure_alone(engine: Engine, seconds: float) -> Able:
