@@ -55,11 +55,6 @@ class Place:
         """Whether it is the one that searches."""
         return self.group == self.member == 0
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether there are no others."""
-        return self.num_groups == self.size == 1
-
 
 def find_place(call: Call, num_groups: int) -> tuple[Place, Spec]:
     """Where this host stands, and the experiment of its group; PreflightError when it cannot be told."""

@@ -136,15 +136,6 @@ def sides(problem: Problem, samples: int, costs: StageCosts | None = None) -> li
     return found
 
 
-def all_sides(problem: Problem, samples: int) -> list[Side]:
-    """Every legal way of holding a stage."""
-    return [
-        Side(group, degrees)
-        for group in range(len(problem.machine.groups))
-        for degrees in _degrees(problem, group, samples)
-    ]
-
-
 def _degrees(problem: Problem, group: int, samples: int) -> Iterator[Degrees]:
     its, choices, shape = problem.machine.groups[group], problem.choices, problem.work.shape
     if choices.order is not None and its.chip not in choices.order:
