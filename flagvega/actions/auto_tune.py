@@ -20,18 +20,18 @@ from flagvega.config.spec import Spec
 from flagvega.layout.codec import plan_to_json
 from flagvega.plan.tables import profile_to_json
 from flagvega.records import write_json, write_text
-from flagvega.tune.best import best_yaml
 from flagvega.tune.candidates import Seen, read_settings
-from flagvega.tune.families import Layouts, pool_of
 from flagvega.tune.folder import FOLDER
-from flagvega.tune.history import guided
 from flagvega.tune.measure import Limits
-from flagvega.tune.priority import grid
-from flagvega.tune.profile import learned_profile
-from flagvega.tune.question import Part, Question, ask
 from flagvega.tune.search import Guided
-from flagvega.tune.shape import read_point
 from flagvega.tune.study import Outcome, Study, Trial
+from flagvega.tune.training.best import best_yaml
+from flagvega.tune.training.families import Layouts, pool_of
+from flagvega.tune.training.history import guided
+from flagvega.tune.training.priority import grid
+from flagvega.tune.training.profile import learned_profile
+from flagvega.tune.training.question import Part, Question, ask
+from flagvega.tune.training.shape import read_point
 from flagvega.tune.tuner import Progress, Run, Tuner, fingerprint
 from flagvega.tune.view import summary_lines, tune_page
 

@@ -22,16 +22,16 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from flagvega.engine import engines
-from flagvega.tune.families import pool_of
 from flagvega.tune.folder import FOLDER
-from flagvega.tune.history import guided
 from flagvega.tune.pool import Pool
-from flagvega.tune.priority import grid
-from flagvega.tune.question import ask
 from flagvega.tune.sampler import Sampled
 from flagvega.tune.search import Order, shuffled
-from flagvega.tune.shape import read_point
 from flagvega.tune.study import Study, Trial
+from flagvega.tune.training.families import pool_of
+from flagvega.tune.training.history import guided
+from flagvega.tune.training.priority import grid
+from flagvega.tune.training.question import ask
+from flagvega.tune.training.shape import read_point
 from tools.bench.tune_cases import KEPT, LARGE, LIVE, Case, Measured, read_grid
 
 ROOT = Path(__file__).resolve().parents[2]

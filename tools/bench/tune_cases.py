@@ -16,10 +16,10 @@ from flagvega.config.spec import Spec
 from flagvega.engine import engines
 from flagvega.layout.build import even_split
 from flagvega.tune.candidates import Point as AnyPoint
-from flagvega.tune.families import pool_of
 from flagvega.tune.pool import Pool
-from flagvega.tune.question import Question, ask
-from flagvega.tune.shape import Point, read_point
+from flagvega.tune.training.families import pool_of
+from flagvega.tune.training.question import Question, ask
+from flagvega.tune.training.shape import Point, read_point
 
 GRIDS = Path(__file__).with_name("tune_grids")
 _CLUSTER = "cluster.nodes=[{nodes}]"

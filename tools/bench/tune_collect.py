@@ -18,10 +18,10 @@ from flagvega.config.spec import Spec
 from flagvega.engine import engines
 from flagvega.errors import ConfigError
 from flagvega.records import Lines, write_json
-from flagvega.tune.families import pool_of
 from flagvega.tune.measure import Limits, judge, read_steps
-from flagvega.tune.question import ask
-from flagvega.tune.shape import read_point
+from flagvega.tune.training.families import pool_of
+from flagvega.tune.training.question import ask
+from flagvega.tune.training.shape import read_point
 from tools.bench.tune_cases import GRIDS, Case, is_balanced
 
 LIMITS = Limits(warmup_iters=2, train_iters=3, max_iters=3, confidence=0.02, max_time_s=60.0)

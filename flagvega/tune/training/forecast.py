@@ -19,8 +19,8 @@ from flagvega.plan.interleaved import Interleaved, run_schedule
 from flagvega.plan.simulate import Pipeline
 from flagvega.plan.space import Candidate, Problem
 from flagvega.plan.stages import StageCosts, Work
-from flagvega.tune.layouts import Splits
-from flagvega.tune.shape import Shape, degrees_of
+from flagvega.tune.training.layouts import Splits
+from flagvega.tune.training.shape import Shape, degrees_of
 
 Floats = NDArray[np.float64]
 Correction = Callable[[MeshRequest, float, float], float]

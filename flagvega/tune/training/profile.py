@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable
 
 from flagvega.plan.profile import LayerRow, Profile, validity_of
-from flagvega.tune.features import correction
-from flagvega.tune.forecast import Forecast
 from flagvega.tune.learn import Model
-from flagvega.tune.shape import Point, degrees_of
+from flagvega.tune.training.features import correction
+from flagvega.tune.training.forecast import Forecast
+from flagvega.tune.training.shape import Point, degrees_of
 
 
 def learned_profile(model: Model, forecast: Forecast, points: Iterable[Point]) -> Profile:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from flagvega.layout.build import even_split
 from flagvega.layout.plan import Method, Recompute
 from flagvega.layout.request import MeshRequest
-from flagvega.tune.facts import Facts
-from flagvega.tune.rules import batch, boundary, engine, host, idle, recompute, stages, virtual
-from flagvega.tune.shape import Shape
-from flagvega.tune.space import DEGREES, MESHES, MICRO_BATCH, SPLIT, VIRTUAL, Space, Values
+from flagvega.tune.space import Values
+from flagvega.tune.training.facts import Facts
+from flagvega.tune.training.rules import batch, boundary, engine, host, idle, recompute, stages, virtual
+from flagvega.tune.training.shape import Shape
+from flagvega.tune.training.space import DEGREES, MESHES, MICRO_BATCH, SPLIT, VIRTUAL, Space
 
 Splits = NDArray[np.int16]
 """(splits, stages): layers of every stage."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagvega.tune.forecast import Forecast
-from flagvega.tune.shape import Point, degrees_of
+from flagvega.tune.training.forecast import Forecast
+from flagvega.tune.training.shape import Point, degrees_of
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flagvega.tune.needs import Need
-from flagvega.tune.shape import Point
+from flagvega.tune.training.needs import Need
+from flagvega.tune.training.shape import Point
 
 
 def check(point: Point, needs: tuple[Need, ...], tried: Point, tried_needs: tuple[Need, ...]) -> str | None:

@@ -5,7 +5,7 @@ A partial order: nothing is said of stages of which each holds more of something
 
 from __future__ import annotations
 
-from flagvega.tune.needs import Need
+from flagvega.tune.training.needs import Need
 
 
 def check(needs: tuple[Need, ...], failed: Need) -> str | None:

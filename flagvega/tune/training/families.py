@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from flagvega.tune.candidates import Expected, Family, Sight, Single
-from flagvega.tune.features import correction, stage_features, step_features
-from flagvega.tune.forecast import SLACK, Forecast, uncorrected
-from flagvega.tune.layouts import Splits, list_splits
 from flagvega.tune.learn import Features, Model
 from flagvega.tune.pool import Pool
-from flagvega.tune.question import Part, Question
-from flagvega.tune.shape import Point, Shape, read_point, recompute_words, words_of
 from flagvega.tune.study import Trial
+from flagvega.tune.training.features import correction, stage_features, step_features
+from flagvega.tune.training.forecast import SLACK, Forecast, uncorrected
+from flagvega.tune.training.layouts import Splits, list_splits
+from flagvega.tune.training.question import Part, Question
+from flagvega.tune.training.shape import Point, Shape, read_point, recompute_words, words_of
 
 
 @dataclass(frozen=True)

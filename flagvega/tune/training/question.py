@@ -20,11 +20,11 @@ from flagvega.plan.planner import pose
 from flagvega.plan.space import Problem
 from flagvega.platform import find_chip
 from flagvega.tune.candidates import Settings
-from flagvega.tune.facts import Facts
-from flagvega.tune.forecast import Forecast
-from flagvega.tune.layouts import Tally, list_shapes
-from flagvega.tune.shape import Point, Shape, degrees_of
-from flagvega.tune.space import LAYOUT, Space, read_space
+from flagvega.tune.training.facts import Facts
+from flagvega.tune.training.forecast import Forecast
+from flagvega.tune.training.layouts import Tally, list_shapes
+from flagvega.tune.training.shape import Point, Shape, degrees_of
+from flagvega.tune.training.space import LAYOUT, Space, read_space
 
 
 @dataclass(frozen=True)

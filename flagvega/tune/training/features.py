@@ -8,9 +8,9 @@ from typing import Any
 
 from flagvega.layout.request import MeshRequest
 from flagvega.tune.candidates import Settings
-from flagvega.tune.forecast import Correction
 from flagvega.tune.learn import Features, Model
-from flagvega.tune.shape import Shape, recompute_words
+from flagvega.tune.training.forecast import Correction
+from flagvega.tune.training.shape import Shape, recompute_words
 
 
 def stage_features(mesh: MeshRequest, samples: float, head: float) -> Features:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from flagvega.tune.candidates import Family
-from flagvega.tune.families import Layouts
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import Listed, listed
-from flagvega.tune.shape import Shape
+from flagvega.tune.training.families import Layouts
+from flagvega.tune.training.shape import Shape
 
 
 def grid(pool: Pool, priority: str | None) -> Listed:

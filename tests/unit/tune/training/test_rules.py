@@ -10,10 +10,10 @@ from flagvega.layout.plan import Recompute
 from flagvega.layout.request import MeshRequest
 from flagvega.model.shape import ModelShape
 from flagvega.model.workload import Workload
-from flagvega.tune.facts import Facts
-from flagvega.tune.needs import Need
-from flagvega.tune.rules import batch, boundary, engine, host, idle, memory, recompute, stages, time, virtual
-from flagvega.tune.shape import Point, Shape
+from flagvega.tune.training.facts import Facts
+from flagvega.tune.training.needs import Need
+from flagvega.tune.training.rules import batch, boundary, engine, host, idle, memory, recompute, stages, time, virtual
+from flagvega.tune.training.shape import Point, Shape
 
 WORK = Workload(ModelShape(8, 64, 4, 4, 16, 128, 256, tied=False), 128, "fp32", 8, 8, 4, 8)
 FACTS = Facts(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flagvega.tune.candidates import Seen
-from flagvega.tune.families import Layouts
-from flagvega.tune.needs import Need, needs_of
 from flagvega.tune.pool import Pool
-from flagvega.tune.rules import memory, time
 from flagvega.tune.search import Guided
-from flagvega.tune.shape import Point
 from flagvega.tune.study import Trial
+from flagvega.tune.training.families import Layouts
+from flagvega.tune.training.needs import Need, needs_of
+from flagvega.tune.training.rules import memory, time
+from flagvega.tune.training.shape import Point
 
 
 @dataclass

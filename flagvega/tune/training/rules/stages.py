@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flagvega.layout.request import MeshRequest
-from flagvega.tune.facts import Facts
+from flagvega.tune.training.facts import Facts
 
 
 def check(mesh: MeshRequest, facts: Facts) -> str | None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from flagvega.layout.request import MeshRequest
-from flagvega.tune.layouts import list_splits
-from flagvega.tune.shape import Shape
-from flagvega.tune.space import Space
+from flagvega.tune.training.layouts import list_splits
+from flagvega.tune.training.shape import Shape
+from flagvega.tune.training.space import Space
 
 AUTO = Space({"hetero_pipeline_layer_split": None})
 

@@ -12,18 +12,18 @@ from flagvega.engine import engines
 from flagvega.plan.planner import estimate_plan
 from flagvega.plan.tables import profile_to_json
 from flagvega.records import write_json
-from flagvega.tune.families import pool_of
-from flagvega.tune.forecast import uncorrected
-from flagvega.tune.history import guided
 from flagvega.tune.learn import Model
 from flagvega.tune.pool import Pool
-from flagvega.tune.priority import grid
-from flagvega.tune.profile import learned_profile
-from flagvega.tune.question import Question, ask
 from flagvega.tune.search import shuffled
-from flagvega.tune.shape import read_point
 from flagvega.tune.study import Study, Trial
 from flagvega.tune.study import best_of as fastest
+from flagvega.tune.training.families import pool_of
+from flagvega.tune.training.forecast import uncorrected
+from flagvega.tune.training.history import guided
+from flagvega.tune.training.priority import grid
+from flagvega.tune.training.profile import learned_profile
+from flagvega.tune.training.question import Question, ask
+from flagvega.tune.training.shape import read_point
 
 MEGATRON = engines.get("megatron")
 

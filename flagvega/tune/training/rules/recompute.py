@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flagvega.tune.facts import Facts
-from flagvega.tune.shape import Shape
+from flagvega.tune.training.facts import Facts
+from flagvega.tune.training.shape import Shape
 
 
 def check(shape: Shape, facts: Facts) -> str | None:
