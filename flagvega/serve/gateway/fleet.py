@@ -98,7 +98,7 @@ class Fleet:
             what = f"the prompt has about {tokens} tokens, and {limit} are the limit"
             raise ApiError(400, what, code="context_length_exceeded", param="prompt")
 
-    def choose(self, question: Question, tried: Collection[int]) -> Route:
+    def choose(self, question: Question, tried: Collection[int]) -> Route[Instance]:
         """Who is to answer.
 
         :raises ApiError: when none is there, or all would begin too late.
@@ -108,7 +108,7 @@ class Fleet:
         able = [each for each in able if each.id not in tried] or able
         if not able:
             raise unavailable(f"no instance serves '{question.model}' just now")
-        load = Load(
+        load = Load[Instance](
             unread=lambda each: self._unread_tokens(each, question),
             output_tokens=self.output_tokens(question),
             width=question.num_answers,
@@ -162,7 +162,7 @@ class Fleet:
         return max(1.0, self.prompt_tokens(question) - known * size)
 
 
-def _soonest(found: Sequence[tuple[Route, Forecast]]) -> Route:
+def _soonest(found: Sequence[tuple[Route[Instance], Forecast]]) -> Route[Instance]:
     """The one that finishes first; of those that are alike, the one that waited longest."""
     best_s = min(forecast.finish_s for _, forecast in found)
     alike = [route for route, forecast in found if forecast.finish_s <= best_s * (1 + ALIKE)]

@@ -91,7 +91,7 @@ class Forwarder:
                 self.metrics.retries.labels(str(error.instance.id)).inc()
         raise AssertionError("at least one attempt")
 
-    async def _ask(self, request: web.Request, question: Question, route: Route) -> web.StreamResponse:
+    async def _ask(self, request: web.Request, question: Question, route: Route[Instance]) -> web.StreamResponse:
         instance = route.writer
         exchange = _Exchange(request, question, route, self)
         try:
@@ -124,7 +124,7 @@ class Forwarder:
 class _Exchange:
     """One question on its route."""
 
-    def __init__(self, request: web.Request, question: Question, route: Route, forwarder: Forwarder) -> None:
+    def __init__(self, request: web.Request, question: Question, route: Route[Instance], forwarder: Forwarder) -> None:
         self.request, self.question, self.instance = request, question, route.writer
         self.fleet, self.session, self.metrics = forwarder.fleet, forwarder.session, forwarder.metrics
         self.waiting = forwarder.waiting

@@ -146,6 +146,10 @@ class Instance:
         share = self.share(now)
         return Forecast(first_s / share, finish_s / share)
 
+    def next_step_s(self, width: int) -> float:
+        """Seconds of a step with so many sequences more than it has."""
+        return self.capacity.step_s(self.num_sequences + width)
+
     def _slot_free_s(self, now: float, step_s: float) -> float:
         """When a request that comes now gets a slot: those before it take them as they become free."""
         ends: list[float] = []
