@@ -16,7 +16,8 @@ from flagvega.records import count_lines
 from flagvega.report.planning import seconds
 from flagvega.report.progress import Progress, duration
 from flagvega.run.directory import Run, RunDirectory, find_runs
-from flagvega.serve.records import read_serving, show_serving
+from flagvega.serve.records import read_serving
+from flagvega.serve.view import show_serving
 from flagvega.tune.folder import Search, SearchFolder, read_search
 from flagvega.tune.study import best_of, words
 

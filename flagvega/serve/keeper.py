@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 from flagvega.errors import ExitCode
 from flagvega.records import append_json_line, read_json
-from flagvega.serve.gateway.records import is_ejected
 from flagvega.serve.observer import Observer
 from flagvega.serve.probe import KEY_ENV, find_trouble, is_healthy
+from flagvega.serve.records import is_ejected
 
 POLL_S = 0.2
 DRAIN_S = 60.0

@@ -16,9 +16,8 @@ from typing import Any, Final, Protocol
 
 from flagvega.records import Lines, append_json_line, write_text
 from flagvega.report.serving import History, InstanceRow, ServingPage, gateway_values, instance_values, serving_page
-from flagvega.serve.gateway.records import FOLDER, RECORD_FILE
 from flagvega.serve.probe import fetch_text
-from flagvega.serve.records import INSTANCE_FILE, PAGE, list_events
+from flagvega.serve.records import FOLDER, INSTANCE_FILE, PAGE, RECORD_FILE, list_events
 from flagvega.serve.scrape import Scrape, add, describe, gauges, parse, rise
 
 EVERY_S: Final = 5.0

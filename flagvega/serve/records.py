@@ -1,21 +1,23 @@
-"""What a serving run wrote down of itself, to be shown: its instances, its gateway, what happened."""
+"""What a serving run writes down of itself: its instances, its gateway, what happened."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from flagvega.records import read_json, read_json_lines, read_last_json_line
-from flagvega.report.planning import seconds
-from flagvega.serve.gateway.records import FOLDER, show_gateway
 
+FOLDER: Final = "serve"
 INSTANCE_FILE: Final = "instances.jsonl"
 """A line every few seconds: what each engine says of itself."""
+STATUS_FILE: Final = "gateway.json"
+RECORD_FILE: Final = "gateway.jsonl"
+"""A line every few seconds: what the gateway and its clients saw."""
 PAGE: Final = "report/serve.html"
-OLD_S: Final = 15.0
-"""A record older than this says little about now."""
+FRESH_S: Final = 30.0
+"""A gateway that has written nothing for so long knows nothing."""
 
 
 def read_serving(run_dir: Path, since: float) -> dict[str, Any] | None:
@@ -24,22 +26,27 @@ def read_serving(run_dir: Path, since: float) -> dict[str, Any] | None:
     return last if last and last["time"] >= since else None
 
 
-def show_serving(run_dir: Path, since: float, is_running: bool) -> dict[str, str]:
-    """How the instances of a run do, by name; empty where nothing is served."""
-    found, record = show_gateway(run_dir), read_serving(run_dir, since)
-    if record is None:
-        return found
-    places = _places(run_dir)
-    for row in record["instances"]:
-        name = f"instance {row['id']}"
-        # A gateway knows more about who waits, an engine about itself.
-        told = f"{found[name]}; " if name in found else ""
-        found[name] = f"{told}{places.get(row['id'], '')}: {_instance(row, is_running)}".removeprefix(": ")
-    if is_running and (age := time.time() - record["time"]) > OLD_S:
-        found["note"] = f"its last record is {age:.0f} s old"
-    if (run_dir / PAGE).exists():
-        found["page"] = str(run_dir / PAGE)
-    return found
+def read_gateway(run_dir: Path) -> dict[str, Any] | None:
+    """The status of the run's gateway; None where it has none."""
+    try:
+        status: dict[str, Any] = read_json(run_dir / FOLDER / STATUS_FILE)
+    except FileNotFoundError:
+        return None
+    return status
+
+
+def read_traffic(run_dir: Path) -> dict[str, Any] | None:
+    """The last record of the run's gateway; None where it has none."""
+    return read_last_json_line(run_dir / FOLDER / RECORD_FILE)
+
+
+def is_ejected(run_dir: Path, instance: int | None) -> bool:
+    """Whether the run's gateway, if it has one, gets no answers from an instance."""
+    status = read_gateway(run_dir)
+    if status is None:
+        return False
+    states = {each["id"]: each["state"] for each in status["instances"]}
+    return time.time() - status["time"] < FRESH_S and states.get(instance) == "ejected"
 
 
 def list_events(run_dir: Path, instances: Iterable[int], since: float) -> list[tuple[float, str, str]]:
@@ -62,32 +69,3 @@ def _event(event: Mapping[str, Any]) -> str:
     if event.get("reason"):
         words.append(str(event["reason"]).partition("\n")[0])
     return ", ".join(words)
-
-
-def _places(run_dir: Path) -> dict[int, str]:
-    """Where each instance is."""
-    try:
-        instances: Sequence[Mapping[str, Any]] = read_json(run_dir / "plan.json")["decisions"]["instances"]
-    except (FileNotFoundError, KeyError):
-        return {}
-    found = {}
-    for each in instances:
-        role = "" if each.get("role", "both") == "both" else f" ({each['role']})"
-        found[each["id"]] = f"{each['service']}{role} on {each['chip']} {' '.join(map(str, each['devices']))}"
-    return found
-
-
-def _instance(row: Mapping[str, Any], is_running: bool) -> str:
-    """What an engine says of itself."""
-    words = [f"{row['state']}: {row['trouble']}".removesuffix(": ")] if is_running or row["state"] == "failed" else []
-    words += [f"started again {row['restarts']} times"] if row["restarts"] else []
-    if total := row.get("total"):
-        if is_running:
-            words.append(f"{row.get('running', 0):.0f} running, {row.get('waiting', 0):.0f} waiting")
-            words.append(f"{row['output_tokens_per_s']:.0f} tokens/s")
-            words += [f"KV cache {row['kv_share']:.0%} full"] if "kv_share" in row else []
-        words.append(f"{total['num_requests']} requests, {total['num_output_tokens']} tokens in all")
-        for key, name in (("first_token_s", "first token"), ("per_token_s", "per token")):
-            if spread := total[key]:
-                words.append(f"{name} {seconds(spread['p50'])} (99 %: {seconds(spread['p99'])})")
-    return ", ".join(words) or "nothing was recorded"

@@ -23,8 +23,8 @@ from flagvega.serve.gateway.fleet import Fleet
 from flagvega.serve.gateway.forward import Forwarder
 from flagvega.serve.gateway.metrics import Metrics
 from flagvega.serve.gateway.probe import watch
-from flagvega.serve.gateway.records import FOLDER, RECORD_FILE, STATUS_FILE
 from flagvega.serve.gateway.settings import Settings
+from flagvega.serve.records import FOLDER, RECORD_FILE, STATUS_FILE
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

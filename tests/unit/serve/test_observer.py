@@ -14,7 +14,8 @@ import pytest
 
 from flagvega.records import append_json_line, read_json_lines, write_json
 from flagvega.serve.observer import Observer
-from flagvega.serve.records import PAGE, read_serving, show_serving
+from flagvega.serve.records import PAGE, read_serving
+from flagvega.serve.view import show_serving
 
 NAMES = {"running": "e:running", "requests": "e:done_total", "output_tokens": "e:tokens_total"}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from flagvega.records import append_json_line, write_json
 from flagvega.serve.gateway.fleet import Fleet
 from flagvega.serve.gateway.metrics import Metrics
-from flagvega.serve.gateway.records import show_gateway
 from flagvega.serve.gateway.settings import InstanceSettings, Settings
+from flagvega.serve.view import show_gateway
 
 
 def test_a_run_without_a_gateway_shows_none(tmp_path: Path) -> None:
