@@ -68,6 +68,12 @@ class Engine(Backend, Protocol):
     def construct(self, spec: Spec, plan: Plan) -> Sequence[Fault]:
         """What the installed engine's own configuration classes refuse, asked in a child process."""
 
+    def finished_step(self, spec: Spec, plan: Plan) -> int | None:
+        """The step at which nothing was left to train, by the checkpoints that a run would go on from; None otherwise.
+
+        :raises VerdictError: no run can go on from these.
+        """
+
     def export(
         self, spec: Spec, checkpoint: Path | None, folder: Path, dtype: str | None, tell: Callable[[float], None]
     ) -> Mapping[str, Any]:

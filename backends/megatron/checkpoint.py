@@ -18,12 +18,11 @@ import torch.distributed as dist
 from backends.megatron.events import Events
 from backends.megatron.moments import read_moments, state_names, write_moments
 from backends.megatron.progress import Position
-from backends.megatron.saved import STATE, find_good
+from backends.megatron.resume import STATE, find_good, none_is_good, read_state
 from backends.megatron.shape import model_facts
 from backends.megatron.trainer import Trainer
-from flagvega.errors import Fault, VerdictError
 from flagvega.layout.codec import plan_hash
-from flagvega.records import read_json, write_json, write_manifest
+from flagvega.records import write_json, write_manifest
 
 SCHEMA = 1
 
@@ -53,28 +52,24 @@ class Checkpoints:
 def find_newest(directory: Path, events: Events) -> Path | None:
     """The newest good checkpoint, the same on every rank; None when there is none at all.
 
-    VerdictError when there are some and none is good: starting from zero would lose the user's work.
+    VerdictError when there are some and none is good.
     """
-    chosen: list[str | None] = [None, None]
+    found: list[Any] = [None, None]
     if dist.get_rank() == 0:
-        good, damaged = find_good(directory)
-        for path, reason in damaged.items():
+        found = list(find_good(directory))
+        for path, reason in found[1].items():
             events.tell("damaged_checkpoint", path=str(path), reason=reason)
-        if good is not None:
-            chosen[0] = str(good)
-        elif damaged:
-            chosen[1] = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
-    dist.broadcast_object_list(chosen, src=0)
-    if chosen[1] is not None:
-        fix = f"restore one, or move {directory} away to start from the beginning"
-        raise VerdictError(Fault(f"no checkpoint is good ({chosen[1]})", str(directory), fix))
-    return None if chosen[0] is None else Path(chosen[0])
+    dist.broadcast_object_list(found, src=0)
+    good, damaged = found
+    if good is None and damaged:
+        raise none_is_good(directory, damaged)
+    newest: Path | None = good
+    return newest
 
 
 def load(trainer: Trainer, path: Path, position: Position, weights_only: bool = False) -> None:
     """Continue from ``path``, written on any layout; ``weights_only`` starts anew with its weights."""
-    state = read_json(path / STATE)
-    _check(state, trainer, path)
+    state = read_state(path, _describe_model(trainer))
     names = () if weights_only else tuple(state["moments"])
     content = _content(trainer, names)
     from megatron.core import dist_checkpointing
@@ -198,21 +193,6 @@ def _describe(trainer: Trainer, position: Position, names: tuple[str, ...]) -> d
 def _describe_model(trainer: Trainer) -> dict[str, Any]:
     """What decides the names and shapes of the tensors."""
     return model_facts(trainer.arguments, trainer.plan.batch.padded_vocab_size, trainer.plan.tied_embeddings)
-
-
-def _check(state: Mapping[str, Any], trainer: Trainer, path: Path) -> None:
-    saved = state["model"]
-    faults = [
-        Fault(
-            f"the checkpoint's model has {name} {saved[name]}, this run's {value}",
-            str(path),
-            "give both the same model",
-        )
-        for name, value in _describe_model(trainer).items()
-        if saved[name] != value
-    ]
-    if faults:
-        raise VerdictError(faults)
 
 
 def _restore_schedule(trainer: Trainer, saved: Mapping[str, Any]) -> None:

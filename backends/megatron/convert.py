@@ -21,8 +21,9 @@ from backends.megatron.arguments import complete
 from backends.megatron.companions import write_tokenizer
 from backends.megatron.family import DTYPES, describe
 from backends.megatron.huggingface import FUSED_NORMS, VOCABULARY_ROWS, Stack, stacks, unstack
+from backends.megatron.resume import STATE, find_good
 from backends.megatron.safefile import INDEX, Entry, SafeFile, index_of, plan_files
-from backends.megatron.saved import STATE, SavedTensors, find_good
+from backends.megatron.saved import SavedTensors
 from backends.megatron.shape import model_facts, shape_from_arguments
 from backends.megatron.vocabulary import padded_vocab_size, vocab_size
 from flagvega.errors import ConfigError, Fault

@@ -18,6 +18,8 @@ from backends.megatron.job import make_job, make_probe_job
 from backends.megatron.legality import boundary_fault, kernel_warnings, mesh_faults, plan_faults
 from backends.megatron.offer import free, read_offer, read_workload, settle
 from backends.megatron.request import read_request
+from backends.megatron.resume import finished_step
+from backends.megatron.shape import model_facts
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.keys import Key
 from flagvega.config.spec import Spec
@@ -116,6 +118,12 @@ class MegatronEngine:
     ) -> Mapping[str, Any]:
         """Write the weights of a run as a HuggingFace folder; what was written."""
         return export(spec, checkpoint, folder, dtype, tell)
+
+    def finished_step(self, spec: Spec, plan: Plan) -> int | None:
+        """The step at which nothing was left to train; VerdictError for checkpoints that no run can go on from."""
+        arguments = complete(spec.arguments)
+        model = model_facts(arguments, plan.batch.padded_vocab_size, plan.tied_embeddings)
+        return finished_step(arguments, spec.exp_dir, model)
 
     def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
         """Commands for every node."""

@@ -16,7 +16,7 @@ from backends.megatron.groups import build_groups
 from backends.megatron.loop import Datasets, StopRequest, train
 from backends.megatron.pretrained import is_pretrained
 from backends.megatron.progress import Extent, Position, read_extent
-from backends.megatron.saved import STATE
+from backends.megatron.resume import checkpoint_folder, find_source, takes_weights_only
 from backends.megatron.session import Settings, join_world, mesh_backends, open_device, seed_everything
 from backends.megatron.shared import open_checkpoints
 from backends.megatron.trainer import Trainer
@@ -38,17 +38,17 @@ def run(settings: Settings, me: Place, events: Events) -> int:
     seed_everything(arguments, me)
     extent, position = read_extent(arguments), Position()
     required = bool(arguments["save_interval"])
-    checkpoints = open_checkpoints(_directory(settings), plan, events, arguments["keep_last"], required)
-    source = _find_source(settings, events)
+    folder = checkpoint_folder(arguments, settings.run_dir)
+    checkpoints = open_checkpoints(folder, plan, events, arguments["keep_last"], required)
+    source = find_source(arguments, settings.run_dir, lambda folder: find_newest(folder, events))
     read = _open_weights(source, arguments)
     trainer = Trainer(arguments, plan, me, groups, device, torch_device, extent, read)
     if source is not None and read is None:
-        load(trainer, source, position, weights_only=_is_foreign(settings, source) and arguments["finetune"])
+        load(trainer, source, position, takes_weights_only(arguments, settings.run_dir, source))
     checkpoints.saved_step = position.step
     datasets = _open_datasets(settings, trainer, extent)
     metrics = Metrics(settings.run_dir, arguments, settings.name) if me.rank == 0 else None
-    done = extent.is_done(position.step, position.consumed_samples)
-    events.tell("ready", step=position.step, done=done, device=str(torch_device))
+    events.tell("ready", step=position.step, device=str(torch_device))
     try:
         return train(trainer, datasets, extent, position, checkpoints, events, metrics, stop)
     finally:
@@ -57,25 +57,6 @@ def run(settings: Settings, me: Place, events: Events) -> int:
         verdict = device.timing_verdict()
         if verdict:
             events.tell("invalid_timing", reason=verdict)
-
-
-def _directory(settings: Settings) -> Path:
-    return Path(settings.arguments["save"] or settings.run_dir / "checkpoints")
-
-
-def _find_source(settings: Settings, events: Events) -> Path | None:
-    """Where to continue from: the run's own checkpoints, else what ``load`` names."""
-    own = find_newest(_directory(settings), events)
-    if own is not None or settings.arguments["load"] is None:
-        return own
-    given = Path(settings.arguments["load"])
-    if is_pretrained(given) or (given / STATE).exists():
-        return given
-    return find_newest(given, events)
-
-
-def _is_foreign(settings: Settings, source: Path) -> bool:
-    return source.parent != _directory(settings)
 
 
 def _open_weights(source: Path | None, arguments: Any) -> Any:

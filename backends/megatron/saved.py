@@ -16,11 +16,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata, planner
 
 from flagvega.errors import ConfigError, Fault
-from flagvega.records import verify_manifest
 
 INDEX: Final = ".metadata"
-STATE: Final = "state.json"
-"""Where a run stood, and of which model it is."""
 
 _CLASSES: Final[dict[str, tuple[Any, tuple[str, ...]]]] = {
     "torch.distributed.checkpoint.metadata": (
@@ -124,14 +121,3 @@ def _read_index(file: Path) -> metadata.Metadata:
     if not isinstance(found, metadata.Metadata):
         raise ConfigError(Fault("is not a checkpoint's index", str(file)))
     return found
-
-
-def find_good(directory: Path) -> tuple[Path | None, dict[Path, str]]:
-    """(the newest checkpoint whose files agree with its manifest, the newer ones that are damaged with the reason)."""
-    damaged = dict[Path, str]()
-    for path in sorted(directory.glob("iter_*"), reverse=True) if directory.is_dir() else []:
-        faults = verify_manifest(path)
-        if not faults:
-            return path, damaged
-        damaged[path] = faults[0]
-    return None, damaged

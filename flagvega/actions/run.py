@@ -25,7 +25,10 @@ def act(call: Call) -> Answer:
 
 
 def start(call: Call, decision: Decision) -> Answer:
-    """Start what is decided, and follow it."""
+    """Start what is decided, and follow it; nothing where nothing is left."""
+    step = call.engine.finished_step(decision.spec, decision.plan)
+    if step is not None:
+        return _finished(decision, step)
     if decision.launch.rendezvous.num_nodes > 1 and decision.launch.rendezvous.node == 0:
         call.say("\n    ".join(["each host of this run needs its command:", *host_commands(decision)]))
     directory = ready(call, decision)
@@ -35,6 +38,13 @@ def start(call: Call, decision: Decision) -> Answer:
     run, progress = follow(call, decision, directory)
     facts = summary(run, progress, directory)
     return Answer(facts, _ended(run, facts), run.exit_code or 0)
+
+
+def _finished(decision: Decision, step: int) -> Answer:
+    root = decision.launch.run_dir
+    document = {"run_dir": str(root), "state": "done", "exit_code": 0, "start_step": step, "nothing_left": True}
+    line = f"nothing was started: {decision.spec.name} was finished already, at step {step}: {GO_ON}"
+    return Answer(document, (line,))
 
 
 def _started(directory: RunDirectory, run: Run) -> Answer:
@@ -51,8 +61,6 @@ def _ended(run: Run, facts: Mapping[str, Any]) -> tuple[str, ...]:
         mfu = f", MFU {facts['mfu']:.1%}" if facts["mfu"] else ""
         loss = f"loss {facts['first_loss']:.4f} -> {facts['loss']:.4f}"
         lines.append(f"step {facts['steps']}, {loss}, {facts['tokens_per_s']:,.0f} tokens/s{mfu}")
-    if run.nothing_left:
-        lines.append(f"it was finished already, at step {run.start_step}: {GO_ON}")
     lines += run.notes
     return (*lines, *_listed({name: line for name, line in facts["next"].items() if name != "stop"}))
 

@@ -44,8 +44,6 @@ class Run:
     """What its ranks found worth telling, once each."""
     start_step: int = 0
     """Steps that were done before it started, in earlier runs."""
-    nothing_left: bool = False
-    """Whether all steps had been done before it started."""
     watch: dict[str, Any] = field(default_factory=dict)
     """What a watcher needs to turn metrics into shares and times."""
     metrics_offset_bytes: int = 0
@@ -140,7 +138,8 @@ class RunDirectory:
             raise ConfigError(Fault("was written by another version of flagvega", str(self.run_file), fix))
         owner = raw.pop("supervisor")
         ranks, notes = tuple(raw.pop("ranks")), tuple(raw.pop("notes", ()))
-        return Run(**raw, ranks=ranks, notes=notes, supervisor=Owner(**owner) if owner else None)
+        known = {name: value for name, value in raw.items() if name in Run.__dataclass_fields__}
+        return Run(**known, ranks=ranks, notes=notes, supervisor=Owner(**owner) if owner else None)
 
     def write(self, run: Run, **changes: Any) -> Run:
         """Record a run with some fields changed, and return it."""

@@ -139,10 +139,10 @@ class Supervisor:
 
     def _begin(self, event: dict[str, Any]) -> None:
         """Tell the user, once for all ranks, where the run goes on."""
-        step, done = event.get("step", 0), event.get("done", False)
+        step = event.get("step", 0)
         if step and step != self.run.start_step:
-            self.run = self.directory.write(self.run, start_step=step, nothing_left=done)
-            self.say(f"found the checkpoint of step {step}: " + ("nothing is left to train" if done else "going on"))
+            self.run = self.directory.write(self.run, start_step=step)
+            self.say(f"found the checkpoint of step {step}: going on")
 
     def _name(self, rank: int) -> str:
         """A rank with its chip, where that is known."""

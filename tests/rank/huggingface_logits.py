@@ -23,7 +23,8 @@ from backends.megatron.convert import read_parameter
 from backends.megatron.groups import build_groups
 from backends.megatron.huggingface import HuggingFaceWeights
 from backends.megatron.model import build_config, build_model
-from backends.megatron.saved import SavedTensors, find_good
+from backends.megatron.resume import find_good
+from backends.megatron.saved import SavedTensors
 from backends.megatron.session import join_world, mesh_backends, open_device, seed_everything
 from backends.megatron.vocabulary import padded_vocab_size
 from backends.megatron.weights import Reader, find_shards, read_weights

@@ -46,7 +46,7 @@ def main() -> int:
     peers = [root / "events" / f"rank-{peer}.jsonl" for peer in os.environ["FLAGVEGA_RANKS"].split()]
     while not all(peer.exists() for peer in peers):
         time.sleep(0.01)
-    tell("ready", step=arguments.start, done=arguments.start >= arguments.steps)
+    tell("ready", step=arguments.start)
     if arguments.note:
         tell("toy_trouble", reason=arguments.note)
     if arguments.late and rank == 0 and runs.stat().st_size <= arguments.late:

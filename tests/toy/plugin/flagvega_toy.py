@@ -104,6 +104,12 @@ class ToyEngine:
         """None."""
         return ()
 
+    def finished_step(self, spec: Spec, plan: Plan) -> int | None:
+        """It goes on from where it is told."""
+        words = [str(word) for word in spec.arguments.get("words", ())]
+        step = int(words[words.index("--start") + 1]) if "--start" in words else 0
+        return step if step >= spec.arguments.get("train_iters", 5) else None
+
     def job(self, spec: Spec, plan: Plan, cluster: Cluster) -> Job:
         """The toy's ranks, told the arguments."""
         steps = spec.arguments.get("exit_interval") or spec.arguments.get("train_iters", 5)

@@ -117,10 +117,11 @@ def test_a_run_that_dies_shows_the_exception_and_where_the_log_is(conf: Path) ->
     assert "rank-1.log" in done.stdout
 
 
-def test_a_finished_run_says_so_and_how_to_go_on(conf: Path) -> None:
+def test_a_finished_run_says_so_before_anything_starts(conf: Path, tmp_path: Path) -> None:
     done = call(conf, "train.system.words=[--start,5]", PYTHONPATH=PYTHONPATH)
     assert done.returncode == 0, done.stderr
-    assert "it was finished already, at step 5: raise train_iters" in done.stdout
+    assert "was finished already, at step 5: raise train_iters" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_goes_on_says_from_where_and_troubles_are_told_once_and_again_at_the_end(

@@ -16,7 +16,7 @@ from flagvega.actions.status import act
 from flagvega.config.command import Command
 from flagvega.errors import ConfigError, PreflightError
 from flagvega.launch.script import AFTER_STOP_SCRIPT
-from flagvega.records import Owner, append_json_line, write_json
+from flagvega.records import Owner, append_json_line, read_json, write_json
 from flagvega.run.directory import RunDirectory, find_runs
 from flagvega.run.prepare import prepare
 from tests.toy.job import toy_launch
@@ -40,6 +40,11 @@ def test_what_is_written_is_read(directory: RunDirectory) -> None:
     assert (run.state, run.ranks, run.watch) == ("starting", (0, 1), {"total_steps": 9})
     written = directory.write(run, state="done", exit_code=0)
     assert directory.read() == written == replace(run, state="done", exit_code=0)
+
+
+def test_a_field_that_another_version_wrote_is_passed_over(directory: RunDirectory) -> None:
+    write_json(directory.run_file, {**read_json(directory.run_file), "mood": "good"})
+    assert directory.read() is not None
 
 
 def test_a_run_whose_supervisor_died_is_not_called_running(directory: RunDirectory) -> None:
