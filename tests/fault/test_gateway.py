@@ -67,6 +67,24 @@ def test_no_request_without_a_token_is_lost_when_an_instance_is_killed(served: S
     assert served.metrics()['flagvega_ejections_total{instance="0"}'] >= 1
 
 
+def test_no_request_without_a_token_is_lost_when_an_engine_dies_behind_its_server(served: Served) -> None:
+    served.add_toy("--slots", "4", "--step-s", "0.02", "--dies-after", "8")
+    served.add_toy("--slots", "4", "--step-s", "0.02")
+    served.start([{"slots": 4}] * 2)
+    answers = asyncio.run(ask_many(served, 24, 15))
+    whole = [each for each in answers if each["error"] is None]
+    broken = [each for each in answers if each["error"] is not None]
+    assert all(each["status"] == 200 and each["text"] == said(15) for each in whole)
+    assert len(broken) == 4
+    for each in broken:
+        assert each["error"]["code"] == "instance_lost"
+        assert said(15).startswith(each["text"])
+        assert each["text"]
+    assert len(whole) + len(broken) == 24
+    assert served.metrics().get('flagvega_broken_streams_total{instance="0"}', 0) == len(broken)
+    served.wait_for(lambda: served.health()["instances"][0]["state"] == "ejected")
+
+
 def test_requests_of_a_hung_instance_are_answered_by_another(served: Served) -> None:
     for _ in range(2):
         served.add_toy()

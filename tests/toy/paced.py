@@ -16,6 +16,7 @@ from aiohttp import web
 MODEL = "toy"
 CHARACTERS_PER_TOKEN = 4
 BLOCK = 64
+DEATH = "the engine is dead"
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class Toy:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.known: set[str] = set()
+        self.dead = False
         self.wake = asyncio.Event()
         self.done = self.cancelled = self.read_tokens = self.most = self.gave = self.took = self.steps = 0
 
@@ -57,7 +59,9 @@ class Toy:
                 continue
             self.most = max(self.most, len(self.running))
             self.steps += 1
-            if self.steps > self.arguments.hangs_after:
+            if self.steps > self.arguments.dies_after:
+                self.die()
+            if self.steps > self.arguments.hangs_after or self.dead:
                 await asyncio.Event().wait()
             self.read_tokens += new_tokens
             due = max(due, loop.time() - 0.02) + self.arguments.step_s + new_tokens / self.arguments.prefill
@@ -65,6 +69,12 @@ class Toy:
             for sequence in self.running:
                 sequence.tokens.put_nowait(f"{sequence.made} ")
                 sequence.made += 1
+
+    def die(self) -> None:
+        """Like an engine that died behind its server: every answer ends in an error."""
+        self.dead = True
+        for sequence in [*self.running, *self.waiting]:
+            sequence.tokens.put_nowait("")
 
     def unread(self, prompt: str) -> int:
         """Tokens of a prompt that are in no cache."""
@@ -82,6 +92,8 @@ class Toy:
             return refuse(400, "not JSON")
         if asked.get("model") != MODEL:
             return refuse(404, "no such model")
+        if self.dead:
+            return refuse(500, DEATH)
         if len(self.waiting) >= self.arguments.queue:
             return refuse(503, "the queue is full")
         prompt = str(asked.get("messages") if chat else asked.get("prompt"))
@@ -95,7 +107,9 @@ class Toy:
         try:
             if asked.get("stream"):
                 return await self.stream(request, sequence, chat, asked)
-            text = "".join([await sequence.tokens.get() for _ in range(sequence.max_tokens)])
+            text = "".join([await sequence.tokens.get() for _ in range(sequence.max_tokens) if not self.dead])
+            if self.dead:
+                return refuse(500, DEATH)
             self.done += 1
             gives = bool(transfer.get("do_remote_decode"))
             self.gave += gives
@@ -118,6 +132,9 @@ class Toy:
             await say([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
         for i in range(sequence.max_tokens):
             text = await sequence.tokens.get()
+            if self.dead:
+                await response.write(f"data: {json.dumps(error(500, DEATH))}\n\ndata: [DONE]\n\n".encode())
+                return response
             end = "length" if i == sequence.max_tokens - 1 else None
             part = {"delta": {"content": text}} if chat else {"text": text}
             await say([{"index": 0, **part, "finish_reason": end}])
@@ -142,8 +159,11 @@ def whole(text: str, chat: bool, used: dict[str, int]) -> dict[str, object]:
 
 
 def refuse(status: int, message: str) -> web.Response:
-    error = {"message": message, "type": "toy_error", "param": None, "code": status}
-    return web.json_response({"error": error}, status=status)
+    return web.json_response(error(status, message), status=status)
+
+
+def error(status: int, message: str) -> dict[str, object]:
+    return {"error": {"message": message, "type": "toy_error", "param": None, "code": status}}
 
 
 async def main(arguments: argparse.Namespace) -> None:
@@ -154,7 +174,7 @@ async def main(arguments: argparse.Namespace) -> None:
         app.router.add_post(path, toy.answer)
 
     async def health(request: web.Request) -> web.Response:
-        return web.Response()
+        return web.Response(status=503 if toy.dead else 200)
 
     async def models(request: web.Request) -> web.Response:
         entry = {"id": MODEL, "object": "model", "owned_by": "toy", "max_model_len": 4096}
@@ -183,5 +203,6 @@ if __name__ == "__main__":
     parser.add_argument("--queue", type=int, default=1_000_000, help="requests that wait at most")
     parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument("--hangs-after", type=int, default=1_000_000_000, help="steps; it goes on to answer /health")
+    parser.add_argument("--dies-after", type=int, default=1_000_000_000, help="steps; its server goes on")
     parser.add_argument("--fails", action="store_true", help="answer 500 where a prompt holds 'fail'")
     asyncio.run(main(parser.parse_args()))

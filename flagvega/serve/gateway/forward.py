@@ -199,18 +199,22 @@ class _Exchange:
             now = time.monotonic()
             flight.note(reader.feed(chunk), now)
             self.instance.seen_at = now
+            passed = reader.whole
             if self.response is None:
-                held += chunk
+                held += passed
+                if not reader.begun and reader.error is not None:
+                    refusal = _refusal(502, json.dumps({"error": reader.error}).encode(), self.instance)
+                    raise _LostError(self.instance, refusal)
                 if not reader.begun and not reader.finished:
-                    if reader.error:
-                        refusal = _refusal(502, json.dumps({"error": reader.error}).encode(), self.instance)
-                        raise _LostError(self.instance, refusal)
                     continue
-                chunk = held
+                passed = held
                 headers = {**about, "Content-Type": upstream.headers["Content-Type"], "Cache-Control": "no-cache"}
                 self.response = web.StreamResponse(headers=headers)
                 await self.response.prepare(self.request)
-            await self._write(chunk)
+            if passed:
+                await self._write(passed)
+            if reader.error is not None:
+                raise aiohttp.ClientPayloadError(str(reader.error.get("message")))
         if self.response is None or not reader.finished:
             raise aiohttp.ClientPayloadError("the stream ended too early")
         self._count(flight, reader.usage())
@@ -236,8 +240,7 @@ class _Exchange:
         self.metrics.requests.labels(str(self.instance.id), "broken").inc()
         self.instance.wake.set()
         error = ApiError(502, what, "server_error", "instance_lost")
-        # A blank line first: the last event may have been cut in the middle.
-        await self._write(b"\n\ndata: " + error.body + b"\n\n")
+        await self._write(b"data: " + error.body + b"\n\n")
         await self.response.write_eof()
         return self.response
 

@@ -31,7 +31,7 @@ async def watch(instance: Instance, session: aiohttp.ClientSession, settings: Pr
     while True:
         try:
             await _look(instance, session, settings)
-            instance.failures = 0
+            instance.failures, instance.trouble = 0, ""
         except (_TroubleError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             _fail(instance, error, settings, metrics)
         instance.wake.clear()

@@ -67,6 +67,7 @@ def events(*values: Any) -> bytes:
 
 ROLE = {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 TOKEN = {"choices": [{"delta": {"content": "a"}, "finish_reason": None}]}
+DEAD = {"error": {"message": "dead", "code": 500}}
 USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 
 
@@ -74,8 +75,13 @@ USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 def test_a_stream_is_read_alike_however_it_is_cut(size: int) -> None:
     stream = events(ROLE, TOKEN, TOKEN, USAGE, b"[DONE]")
     reader = StreamReader()
-    begun = [reader.feed(stream[i : i + size]) > 0 for i in range(0, len(stream), size)]
-    assert any(begun)
+    passed, num = b"", 0
+    for i in range(0, len(stream), size):
+        num += reader.feed(stream[i : i + size])
+        assert reader.whole.endswith(b"\n\n") or not reader.whole
+        passed += reader.whole
+    assert passed == stream
+    assert num == 3  # what is counted comes as an event too
     assert reader.begun
     assert reader.finished
     assert reader.usage() == {"prompt_tokens": 3, "completion_tokens": 2}
@@ -85,9 +91,31 @@ def test_a_role_is_no_token_and_an_error_before_the_first_is_no_answer() -> None
     reader = StreamReader()
     assert reader.feed(events(ROLE)) == 0
     assert not reader.begun
-    reader.feed(events({"error": {"message": "dead", "code": 500}}))
-    assert reader.error == {"message": "dead", "code": 500}
+    reader.feed(events(DEAD, b"[DONE]"))  # vLLM sends both at once
+    assert reader.error == DEAD["error"]
     assert not reader.begun
+
+
+@pytest.mark.parametrize("size", [1, 3, 50, 10_000])
+def test_an_error_after_the_first_token_is_no_end_and_no_part_of_the_answer(size: int) -> None:
+    stream = events(TOKEN, DEAD, b"[DONE]")
+    reader, passed = StreamReader(), b""
+    for i in range(0, len(stream), size):
+        reader.feed(stream[i : i + size])
+        passed += reader.whole
+        if reader.error:
+            break
+    assert passed == events(TOKEN)
+    assert reader.error == DEAD["error"]
+    assert not reader.finished
+
+
+def test_an_answer_that_says_what_events_say_is_read_as_text() -> None:
+    said = 'data: [DONE]\n\ndata: {"error": 1}'
+    stream = events({"choices": [{"delta": {"content": said}}]})
+    reader = StreamReader()
+    assert [reader.feed(stream), reader.feed(stream)] == [1, 1]
+    assert (reader.error, reader.finished) == (None, False)
 
 
 def test_a_token_without_text_is_a_token() -> None:
