@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flagvega.config.spec import Commands, Runner, Task
+from flagvega.config.spec import Commands, Deploy, Runner, Task
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Experiment:
     envs: Mapping[str, Any] = field(default_factory=dict)
     """Environment variables of every rank. A secret belongs into your own environment, never in here."""
     cmds: Commands = field(default_factory=Commands)
+    deploy: Deploy | None = None
+    """Where FlagScale 0.8 has `runner.deploy`."""
     auto_tuner: AutoTuner | None = None
 
 

@@ -74,7 +74,8 @@ def _mounted(folder: Path, name: str, words: Sequence[str]) -> Iterator[tuple[st
         if each.config_path and not each.config_path.startswith("hydra/"):
             package = each.package or ""
             below = "" if package == "_global_" else package
-            yield below, scan(folder / f"{each.config_path}.yaml", may_be_list=bool(below))
+            file = f"{each.config_path.removesuffix('.yaml')}.yaml"
+            yield below, scan(folder / file, may_be_list=bool(below))
 
 
 def _joined(prefix: str, key: str) -> str:

@@ -21,7 +21,7 @@ from flagvega.config.report import Report
 from flagvega.config.spec import Task
 from flagvega.errors import Fault
 
-_PLACEHOLDER: Final = re.compile(r"[xX]{3,}|\?{2,}|\$\{[^{}]*\?\?+\}")
+_PLACEHOLDER: Final = re.compile(r"<?([xX]{3,}|\?{2,})>?|\$\{[^{}]*\?\?+\}|\$\{\w+:\s*\}")
 _REFERENCE: Final = re.compile(r"\$\{([^{}]*)\}")
 _ABSENT: Final = re.compile("Interpolation key '([^']+)' not found")
 _KEY_REFERENCE: Final = re.compile(r"\$\{\s*([\w-]+(?:\.[\w-]+)*)\s*\}")

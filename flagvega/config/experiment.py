@@ -119,10 +119,12 @@ def _read_envs(envs: Mapping[str, Any], report: Report) -> dict[str, str]:
         path = f"experiment.envs.{name}"
         if not _ENV_NAME.fullmatch(name):
             report.fault(path, f"'{name}' cannot name an environment variable", "letters, digits and _")
-        elif isinstance(value, (bool, Mapping, list)):
+        elif isinstance(value, (Mapping, list)):
             report.fault(path, f"expected text, got {describe(value)}", "put it in quotes")
         elif value is not None:
             found[name] = str(value)
+            if isinstance(value, bool):
+                report.warn(path, f"becomes {value}, as FlagScale exports it: put it in quotes to choose")
             if is_secret(name) and value != "":
                 report.warn(path, f"looks like a secret: export {name} in your shell instead; ranks inherit it")
     return found

@@ -18,7 +18,7 @@ from flagvega.config.flagscale import drop_unused
 from flagvega.config.inference import read_inference
 from flagvega.config.keys import Key
 from flagvega.config.report import Report
-from flagvega.config.roles import DEPLOY, split_roles
+from flagvega.config.roles import put_port, split_roles
 from flagvega.config.serving import read_services
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
@@ -70,7 +70,9 @@ def judge_services(draft: Draft, keys_of: Callable[[str], Mapping[str, Key]]) ->
         services, paths, generate = read_inference(values.get("inference"), engine, keys_of, report)
     else:
         services, paths = read_services(values.get("serve"), keys_of, report)
-        services, paths = split_roles(services, paths, dropped.get(DEPLOY), report)
+        if experiment is not None:
+            services, paths = split_roles(services, paths, experiment, report)
+            services = put_port(services, blocks, experiment, report)
     report.raise_faults()
     assert experiment is not None
     return replace(_spec(draft, experiment, blocks, report, paths), services=services, generate=generate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -18,6 +19,7 @@ DEFAULT_ENGINE: Final = "vllm"
 OTHER_ENGINES: Final = ("vllm", "sglang", "llama_cpp")
 """Engines for which a FlagScale YAML may hold arguments in ``engine_args_specific``; only the entry's own are read."""
 
+_COUNTS: Final = re.compile(r"\s*\w+=\d+(\s*,\s*\w+=\d+)*\s*")
 _OWN_CODE: Final = ("module", "name", "depends")
 """What FlagScale's entries name instead of an engine when they are Python modules of the user."""
 
@@ -87,7 +89,7 @@ def read_services(
         path = f"serve[{i}]"
         if _is_code(item, path, report):
             continue
-        entry = read(ServeEntry, item, path, report)
+        entry = read(ServeEntry, _with_number(item, path, report), path, report)
         if entry is None:
             continue
         service, where = _service(entry, path, keys_of, report)
@@ -104,6 +106,33 @@ def _is_code(item: Any, path: str, report: Report) -> bool:
         what = f"'{given[0]}' is refused: a service is a model behind an engine, not a Python module"
         report.fault(f"{path}.{given[0]}", what, f"keys of a service: {', '.join(key_names(ServeEntry))}")
     return bool(given)
+
+
+def _with_number(item: Any, path: str, report: Report) -> Any:
+    """An entry whose ``num_replicas: auto`` is a number."""
+    resources = item.get("resources") if isinstance(item, Mapping) else None
+    if not isinstance(resources, Mapping) or resources.get("num_replicas") != "auto":
+        return item
+    report.warn(f"{path}.resources.num_replicas", "auto is one instance: none is added when the load grows")
+    return {**item, "resources": {**resources, "num_replicas": 1}}
+
+
+def _plain(name: str, value: Any, keys: Mapping[str, Key]) -> tuple[str, Any]:
+    """An argument in a form that command lines have, or had.
+
+    ``no_x: true`` is ``x: false``; ``x.y: 1`` and ``x: y=1`` are ``x: {y: 1}``.
+    """
+    positive, (group, _, inner) = name.removeprefix("no_"), name.partition(".")
+    if name not in keys and isinstance(value, bool) and positive in keys and keys[positive].type == "bool":
+        return positive, not value
+    if inner and group in keys and keys[group].type == "any":
+        for part in reversed(inner.split(".")):
+            value = {part: value}
+        return group, value
+    if name in keys and keys[name].type == "any" and isinstance(value, str) and _COUNTS.fullmatch(value):
+        pairs = (pair.split("=") for pair in value.split(","))
+        return name, {key.strip(): int(number) for key, number in pairs}
+    return name, value
 
 
 def _service(
@@ -126,7 +155,7 @@ def _service(
         groups[f"{path}.engine_args_specific.{entry.engine}"] = own
     for prefix, values in groups.items() if keys else ():
         for key, value in values.items():
-            name = str(key).replace("-", "_")
+            name, value = _plain(str(key).replace("-", "_"), value, keys)
             if name not in keys:
                 report.unknown(f"{prefix}.{key}", keys, f"among the arguments of {entry.engine}")
             elif value is not None:

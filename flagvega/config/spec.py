@@ -21,6 +21,28 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Deploy:
+    """``experiment.runner.deploy``: FlagScale's words about an endpoint."""
+
+    port: int | None = field(default=None, metadata={"minimum": 1, "maximum": 65535})
+    """Port where clients ask: the gateway's, or that of a single instance, whatever its `engine_args` say."""
+    prefill_decode_disaggregation: bool = False
+    """Make instances that read prompts and others that write answers out of the one service."""
+    prefill_num: int = field(default=1, metadata={"minimum": 1})
+    """How many read."""
+    decode_num: int = field(default=1, metadata={"minimum": 1})
+    """How many write."""
+    prefill_address: str | None = None
+    """Host of those that read: only `auto`."""
+    decode_address: str | None = None
+    """Host of those that write: only `auto`."""
+    prefill_decode_strategy: str | None = None
+    """Read, and not used: instances are chosen by what they can do."""
+    use_fs_serve: bool | None = None
+    """Read, and not used: FlagScale's choice between Ray and vLLM's own server; here it is always the latter."""
+
+
+@dataclass(frozen=True)
 class Runner:
     """``experiment.runner``: where ranks start."""
 
@@ -41,6 +63,7 @@ class Runner:
     """Name or address of host 0."""
     master_port: int | None = field(default=None, metadata={"minimum": 1, "maximum": 65535})
     """Port of host 0 where the others join; without it, a free one (one host) or the launcher's own."""
+    deploy: Deploy | None = None
     options: Mapping[str, Any] = field(default_factory=dict, metadata={"ours": True})
     """FlagScale's other keys, as they stand; nothing here acts on them."""
 

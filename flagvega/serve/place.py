@@ -119,8 +119,8 @@ def _lacking(spec: Spec, service: Service, replica: int, node: Node) -> Fault:
 
 
 def _ports(spec: Spec) -> Iterator[int]:
-    """A port for each instance in turn: the service's own and those behind it, else from 8000 on."""
-    taken: set[int] = set()
+    """A port for each instance in turn: the service's own and those behind it, else from 8000 on; not the gateway's."""
+    taken: set[int] = {port for port in [spec.blocks.get("gateway", {}).get("port")] if port}
     for service in spec.services:
         first = service.arguments.get("port")
         for replica in range(service.num_replicas):
