@@ -15,8 +15,9 @@ from itertools import product
 from math import inf
 from typing import Final, Literal
 
+from flagvega.serve.batching import Member
 from flagvega.serve.curve import Curve, Row, curve_of
-from flagvega.serve.forecast import Forecast, Member, forecast
+from flagvega.serve.forecast import Forecast, forecast
 from flagvega.serve.traffic import Outcome, Request, Targets, Traffic, draw, judge
 
 PATIENCE: Final = 0.6

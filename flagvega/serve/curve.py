@@ -81,12 +81,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """A prompt that one instance reads and another goes on with, both having nothing else to do."""
+
+    model: str
+    reader: str
+    """Name of the form that reads."""
+    writer: str
+    readings: tuple[Reading, ...]
+    """By the length of the prompt, what a client of the two sees."""
+
+
+@dataclass(frozen=True)
 class ServeProfile:
     """Measured instances."""
 
     instances: tuple[Row, ...]
     engine: str = ""
     date: str = ""
+    handovers: tuple[Handover, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,44 @@ def curve_of(row: Row) -> Curve:
     ]
     slope, base = _line(points)
     return Curve(steps, slope, max(0.0, base), step_tokens, row.cache_tokens)
+
+
+@dataclass(frozen=True)
+class Passing:
+    """From the answer of who reads a prompt to the step of who writes, in seconds."""
+
+    base_s: float = 0.0
+    token_s: float = 0.0
+    """Each token of the prompt."""
+
+    def seconds(self, tokens: int) -> float:
+        """Of a prompt with so many tokens."""
+        return self.base_s + tokens * self.token_s
+
+
+def passing_of(profile: ServeProfile, model: str) -> Passing | None:
+    """What handing over adds to reading a prompt and to a step of who writes; None where it was not measured."""
+    rows = {row.name: row for row in profile.instances if row.model == model}
+    pairs = [
+        (rows[each.reader], rows[each.writer], each.readings)
+        for each in profile.handovers
+        if each.model == model and {each.reader, each.writer} <= rows.keys()
+    ]
+    points = [
+        (each.tokens, each.first_token_s - _read_s(reader, each.tokens) - writer.levels[0].step_s)
+        for reader, writer, readings in pairs
+        for each in readings
+    ]
+    if not points:
+        return None
+    slope, base = _line(points)
+    return Passing(max(0.0, base), slope)
+
+
+def _read_s(row: Row, tokens: int) -> float:
+    """Seconds to the first token of a prompt that has the instance for itself."""
+    curve = curve_of(row)
+    return curve.overhead_s + ceil(tokens / curve.step_tokens) * curve.step_s(1) + tokens * curve.prompt_token_s
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

@@ -1,208 +1,26 @@
-"""What a set of instances makes of traffic: engines with continuous batching, step by step, behind a gateway.
+"""What a set of instances makes of traffic: engines with continuous batching behind a gateway.
 
-An engine's step gives each sequence that it works on a token and reads prompts of those that came, as many tokens as a
-step takes in; the rest waits for a slot. Between two events steps are alike and are taken at once, so that minutes of
-traffic take milliseconds. A request goes to the engine that is expected to finish it first, as our gateway does it.
+A request goes where it is expected to be finished first, as our gateway does it: through one instance, or through one
+that reads its prompt and one that writes the answer.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, inf
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Final
 
-from flagvega.serve.curve import Curve
+from flagvega.serve.batching import Engine, Member
+from flagvega.serve.curve import Passing
+from flagvega.serve.gateway.instance import Forecast as Expected
+from flagvega.serve.gateway.routes import HANDED_TOKENS, Load, find_routes
 from flagvega.serve.traffic import Answered, Request
 
 REFUSED = "refused: it would have waited too long"
 TOO_LONG = "longer than the cache"
-
-
-@dataclass(frozen=True)
-class Member:
-    """An instance of a fleet."""
-
-    curve: Curve
-    slots: int
-    """Sequences that it works on at once (vLLM: ``max_num_seqs``)."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request inside an engine."""
-
-    index: int
-    at_s: float
-    to_read: int
-    to_give: int
-    """Tokens of its answer that are still to come."""
-    first_s: float = 0.0
-    end_step: int = 0
-    """Number of the step that gives its last token."""
-
-
-class Engine:
-    """One instance under way."""
-
-    def __init__(self, member: Member) -> None:
-        self.curve, self.slots = member.curve, member.slots
-        self._steps_s = [member.curve.step_s(number) for number in range(member.slots + 1)]
-        self.now_s = 0.0
-        """When the next step can begin."""
-        self.held_s = 0.0
-        """Seconds of all sequences that it worked on, summed."""
-        self.read_s = 0.0
-        """Seconds that prompts took."""
-        self.step_s = 0.0
-        """Seconds of all steps."""
-        self.num_steps = 0
-        self.num_preempted = 0
-        self.giving: list[tuple[int, int, _Job]] = []
-        """Heap by the step that ends them."""
-        self.admitted: list[_Job] = []
-        """Those that give tokens, in the order of their coming; some may have ended."""
-        self.reading: list[_Job] = []
-        self.waiting: deque[_Job] = deque()
-        self.cached = 0
-        """Tokens in its cache."""
-        self.done: list[tuple[_Job, float]] = []
-        """With the time of the last token."""
-        self._sizes: dict[int, int] = {}
-
-    @property
-    def num_requests(self) -> int:
-        """In the engine."""
-        return len(self.giving) + len(self.reading) + len(self.waiting)
-
-    def take(self, index: int, request: Request) -> None:
-        """A request comes; all steps that begin before it have been taken."""
-        if not self.num_requests:
-            self.now_s = max(self.now_s, request.at_s)
-        self.waiting.append(_Job(index, request.at_s, request.input_tokens, request.output_tokens))
-        self._sizes[index] = request.input_tokens + request.output_tokens
-
-    def run(self, until_s: float) -> None:
-        """Take all steps that begin before ``until_s``."""
-        while self.now_s < until_s and (self.giving or self.reading or self.waiting):
-            if self.reading or (self.waiting and self._fits(self.waiting[0])):
-                self._read()
-            elif self.giving:
-                self._give(until_s)
-            else:
-                job = self.waiting.popleft()  # longer than the cache: the engine refuses it
-                self.done.append((job, inf))
-
-    def _fits(self, job: _Job) -> bool:
-        room = inf if self.curve.cache_tokens is None else self.curve.cache_tokens - self.cached
-        return len(self.giving) + len(self.reading) < self.slots and job.to_read <= room
-
-    def _read(self) -> None:
-        """One step in which prompts are read."""
-        room = self.curve.step_tokens - len(self.giving)
-        num_read = num_prompts = 0
-        read: list[_Job] = []
-        queue = deque(self.reading)
-        while room > 0:
-            if not queue and self.waiting and self._fits(self.waiting[0]):
-                job = self.waiting.popleft()
-                self.cached += job.to_read
-                self.reading.append(job)
-                queue.append(job)
-            if not queue:
-                break
-            job = queue.popleft()
-            taken = min(job.to_read, room)
-            job.to_read, room, num_read, num_prompts = (
-                job.to_read - taken,
-                room - taken,
-                num_read + taken,
-                num_prompts + 1,
-            )
-            if not job.to_read:
-                read.append(job)
-        self.read_s += num_read * self.curve.prompt_token_s
-        self._pass(1, self._steps_s[len(self.giving) + num_prompts] + num_read * self.curve.prompt_token_s)
-        for job in read:
-            self.reading.remove(job)
-            job.first_s = job.first_s or self.now_s
-            job.to_give -= 1
-            if job.to_give:
-                job.end_step = self.num_steps + job.to_give
-                heapq.heappush(self.giving, (job.end_step, job.index, job))
-                self.admitted.append(job)
-            else:
-                self._end(job)
-
-    def _give(self, until_s: float) -> None:
-        """Steps in which every sequence gets a token and nothing else happens, as many as are alike."""
-        num = len(self.giving)
-        if self.curve.cache_tokens is not None and self.cached + num > self.curve.cache_tokens and num > 1:
-            self._preempt()
-            return
-        step_s = self._steps_s[num]
-        times = self.giving[0][0] - self.num_steps
-        if until_s < inf and num < self.slots:
-            times = min(times, max(1, ceil((until_s - self.now_s) / step_s)))
-        if self.curve.cache_tokens is not None and num > 1:
-            times = max(1, min(times, (self.curve.cache_tokens - self.cached) // num))
-        self._pass(times, step_s)
-
-    def _pass(self, times: int, step_s: float) -> None:
-        self.now_s += times * step_s
-        self.step_s += times * step_s
-        self.held_s += times * step_s * (len(self.giving) + len(self.reading))
-        self.num_steps += times
-        self.cached += times * len(self.giving)
-        while self.giving and self.giving[0][0] <= self.num_steps:
-            self._end(heapq.heappop(self.giving)[2])
-
-    def _preempt(self) -> None:
-        """The cache is full: the one that came last begins anew, its answer so far being part of its prompt."""
-        job = self.admitted.pop()
-        while job.end_step <= self.num_steps:
-            job = self.admitted.pop()
-        self.giving.remove((job.end_step, job.index, job))
-        heapq.heapify(self.giving)
-        job.to_give = job.end_step - self.num_steps
-        job.to_read = self._sizes[job.index] - job.to_give
-        self.cached -= job.to_read - 1  # its newest token is not in there yet
-        job.end_step = 0
-        self.waiting.appendleft(job)
-        self.num_preempted += 1
-
-    def _end(self, job: _Job) -> None:
-        self.cached -= self._sizes[job.index] - 1  # the last token is in no cache
-        self.done.append((job, self.now_s))
-
-    def expect(self, request: Request) -> tuple[float, float]:
-        """When a request that comes now would have its first token and its last, in seconds from now."""
-        num, curve = self.num_requests + 1, self.curve
-        to_read = request.input_tokens + sum(job.to_read for job in (*self.reading, *self.waiting))
-        wait_s = max(0.0, self.now_s - request.at_s)
-        if num > self.slots:
-            wait_s += self._free_after() * self._usual_s(self.slots)
-            to_read = request.input_tokens
-        num = min(num, self.slots)
-        num_steps = ceil(to_read / max(1, curve.step_tokens - num))
-        first_s = wait_s + curve.overhead_s + num_steps * self._steps_s[num] + to_read * curve.prompt_token_s
-        return first_s, first_s + (request.output_tokens - 1) * self._usual_s(num)
-
-    def _usual_s(self, sequences: int) -> float:
-        """Seconds between two tokens, with what is usually read in between."""
-        stretch = self.step_s / (self.step_s - self.read_s) if self.step_s else 1.0
-        return self._steps_s[sequences] * stretch
-
-    def _free_after(self) -> int:
-        """Steps until a request that comes now gets a slot: those before it take them as they become free."""
-        ends = sorted([end - self.num_steps for end, _, _ in self.giving] + [job.to_give for job in self.reading])
-        for job in self.waiting:
-            if len(ends) < self.slots:
-                heapq.heappush(ends, job.to_give)
-            else:
-                heapq.heapreplace(ends, ends[0] + job.to_give)
-        return max(0, ends[0]) if len(ends) >= self.slots else 0
+AT_ONCE: Final = Passing()
 
 
 @dataclass(frozen=True)
@@ -231,42 +49,123 @@ class Forecast:
     """By member."""
 
 
-def forecast(members: Sequence[Member], requests: Sequence[Request], patience_s: float = inf) -> Forecast:
+def forecast(
+    members: Sequence[Member], requests: Sequence[Request], patience_s: float = inf, passing: Passing = AT_ONCE
+) -> Forecast:
     """What comes of requests, in the order of their times, behind a gateway.
 
-    ``patience_s``: the gateway refuses what would wait longer for its first token.
+    ``patience_s``: the gateway refuses what would wait longer for its first token. ``passing``: what it takes to hand
+    over what was read of a prompt, where members have roles.
     """
-    engines = [Engine(member) for member in members]
-    places: list[int] = []
-    answers: list[Answered | None] = [None] * len(requests)
+    fleet = _Fleet([Engine(member) for member in members], requests, passing)
+    refused = set()
     for i, request in enumerate(requests):
-        best, best_s = -1, inf
-        for j, engine in enumerate(engines):
-            engine.run(request.at_s)
-            first_s, finish_s = engine.expect(request)
-            if first_s <= patience_s and finish_s < best_s:
-                best, best_s = j, finish_s
-        places.append(best)
-        if best < 0:
-            answers[i] = _unanswered(request, REFUSED)
-        else:
-            engines[best].take(i, request)
-    end_s = requests[-1].at_s
-    for engine in engines:
-        engine.run(inf)
-        for job, last_s in engine.done:
-            request = requests[job.index]
-            if last_s == inf:
-                answers[job.index] = _unanswered(request, TOO_LONG)
-                continue
-            first_s, took_s = (moment - request.at_s + engine.curve.overhead_s for moment in (job.first_s, last_s))
-            answers[job.index] = Answered(request.at_s, first_s, took_s, request.input_tokens, request.output_tokens)
-            end_s = max(end_s, last_s)
+        fleet.run(request.at_s)
+        if not fleet.send(i, patience_s):
+            refused.add(i)
+    fleet.run(inf)
+    answers = [_unanswered(each, REFUSED) if i in refused else fleet.answer(i) for i, each in enumerate(requests)]
+    end_s = max(fleet.end_s, requests[-1].at_s)
     shares = tuple(
-        Share(places.count(j), engine.held_s / end_s, engine.read_s / end_s, engine.num_preempted)
-        for j, engine in enumerate(engines)
+        Share(len(each.done), each.held_s / end_s, each.read_s / end_s, each.num_preempted) for each in fleet.engines
     )
-    return Forecast(tuple(answer for answer in answers if answer), tuple(places), end_s, shares)
+    places = tuple(fleet.places.get(i, -1) for i in range(len(requests)))
+    return Forecast(tuple(answers), places, end_s, shares)
+
+
+@dataclass(eq=False)
+class _Fleet:
+    """Engines behind a gateway, and what passes between them."""
+
+    engines: list[Engine]
+    requests: Sequence[Request]
+    passing: Passing
+    places: dict[int, int] = field(default_factory=dict)
+    """The engine that writes the answer to each request."""
+    read_elsewhere: set[int] = field(default_factory=set)
+    """Requests whose prompts are read by another engine than writes the answer."""
+    ends: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """When the first token and the last of each answer were there."""
+    end_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Who only reads goes first and who only writes last: what is handed over by then is known.
+        order = ("prefill", "both", "decode")
+        self.order = sorted(range(len(self.engines)), key=lambda j: order.index(self.engines[j].role))
+        self.has_roles = any(engine.role != "both" for engine in self.engines)
+        self.numbers = {engine: j for j, engine in enumerate(self.engines)}
+        self.coming: list[list[tuple[float, int]]] = [[] for _ in self.engines]
+        """Heaps of what is handed over to each engine: when, and which request."""
+        self.num_seen = [0] * len(self.engines)
+
+    def send(self, index: int, patience_s: float) -> bool:
+        """Send a request on the way that is expected to finish it first; whether there is one in time."""
+        request = self.requests[index]
+        best, best_s = None, inf
+        for route, expected in self._routes(request):
+            if expected.first_s <= patience_s and expected.finish_s < best_s:
+                best, best_s = route, expected.finish_s
+        if best:
+            self._take(index, request, *best)
+        return best is not None
+
+    def _routes(self, request: Request) -> Iterator[tuple[tuple[Engine, Engine | None], Expected]]:
+        """(who writes, who reads for it) and what is expected of the two."""
+        given, wanted, now = request.input_tokens, request.output_tokens, request.at_s
+        if not self.has_roles:  # without a route for each: most forecasts are of such fleets
+            for engine in self.engines:
+                yield (engine, None), engine.forecast(given, wanted, 1, now)
+            return
+        for route, expected in find_routes(self.engines, Load(lambda _: given, wanted, 1, is_single=True), now):
+            yield (route.writer, route.reader), expected
+
+    def _take(self, index: int, request: Request, writer: Engine, reader: Engine | None) -> None:
+        self.places[index] = self.numbers[writer]
+        if reader is None:
+            writer.take(index, request)
+        else:
+            self.read_elsewhere.add(index)
+            writer.promised[index] = request.output_tokens
+            reader.take(index, replace(request, output_tokens=1))
+
+    def run(self, until_s: float) -> None:
+        """Take all steps that begin before ``until_s``, and hand over."""
+        for j in self.order:
+            engine, coming = self.engines[j], self.coming[j]
+            while coming and coming[0][0] <= until_s:
+                at_s, index = heapq.heappop(coming)
+                engine.run(at_s)
+                del engine.promised[index]
+                request = replace(self.requests[index], at_s=at_s)
+                engine.take(index, request, request.input_tokens - round(HANDED_TOKENS))
+            engine.run(until_s)
+            if self.num_seen[j] < len(engine.done):
+                self._note(j)
+
+    def _note(self, j: int) -> None:
+        """What an engine is done with since the last time."""
+        engine = self.engines[j]
+        for job, last_s in engine.done[self.num_seen[j] :]:
+            writer, spent_s = self.places[job.index], engine.curve.overhead_s
+            if job.index in self.read_elsewhere and writer == j:
+                spent_s = 0.0  # it is part of what handing over took
+            elif job.index in self.read_elsewhere:
+                if last_s < inf:
+                    at_s = last_s + spent_s + self.passing.seconds(self.requests[job.index].input_tokens)
+                    heapq.heappush(self.coming[writer], (at_s, job.index))
+                    continue
+                del self.engines[writer].promised[job.index]
+            self.ends[job.index] = job.first_s + spent_s, last_s + spent_s
+            self.end_s = max(self.end_s, last_s if last_s < inf else 0.0)
+        self.num_seen[j] = len(engine.done)
+
+    def answer(self, index: int) -> Answered:
+        """What came of a request."""
+        request, (first_s, last_s) = self.requests[index], self.ends[index]
+        if last_s == inf:
+            return _unanswered(request, TOO_LONG)
+        at_s, given = request.at_s, request.input_tokens
+        return Answered(at_s, first_s - at_s, last_s - at_s, given, request.output_tokens)
 
 
 def _unanswered(request: Request, why: str) -> Answered:

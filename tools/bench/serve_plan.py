@@ -30,9 +30,10 @@ from backends.vllm.server import server
 from flagvega.config.report import Report
 from flagvega.records import read_json, write_json
 from flagvega.run.directory import RunDirectory
+from flagvega.serve.batching import Member
 from flagvega.serve.choose import sample_size
 from flagvega.serve.curve import PROFILE_FILE, curve_of, read_serve_profile
-from flagvega.serve.forecast import Member, forecast
+from flagvega.serve.forecast import forecast
 from flagvega.serve.load import Bench
 from flagvega.serve.traffic import Outcome, Targets, Traffic, draw, judge, outcome_facts
 from flagvega.serve.traffic_block import traffic_of
@@ -120,11 +121,11 @@ def flagvega(*words: str) -> str:
     return subprocess.run(argv, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 
-def plan(name: str, mix: Mix, rate: float) -> Path:
-    """Plan a mix at a rate; the folder of the plan."""
-    experiment = f"{name}-{rate:g}"
+def plan(name: str, mix: Mix, block: Mapping[str, Any]) -> Path:
+    """Plan a mix for a ``traffic`` block; the folder of the plan."""
+    experiment = f"{name}-{block['rate_per_s']:g}"
     profile_file = KEPT.relative_to(ROOT) / "profile.json"
-    words = config(experiment, mix.chips, traffic=block_of(mix, rate), plan={"profile": str(profile_file)})
+    words = config(experiment, mix.chips, traffic=block, plan={"profile": str(profile_file)})
     flagvega(*words, "action=plan")
     return ROOT / FOLDER / experiment
 
@@ -140,9 +141,9 @@ def read_fleet(folder: Path) -> dict[str, Any]:
     return {"instances": instances, "patience_s": planned["gateway"]["waiting"]["first_token_s"]}
 
 
-def block_of(mix: Mix, rate: float) -> dict[str, Any]:
+def block_of(mix: Mix, rate: float, num_requests: int) -> dict[str, Any]:
     """The ``traffic`` block of a mix at a rate."""
-    return {**mix.traffic, "rate_per_s": rate, "num_requests": NUM_REQUESTS}
+    return {**mix.traffic, "rate_per_s": rate, "num_requests": num_requests}
 
 
 # ---- measuring ----
@@ -156,15 +157,16 @@ def measure_profile() -> None:
     write_json(KEPT / "profile.json", read_json(ROOT / FOLDER / "profile" / PROFILE_FILE))
 
 
-def measure_mix(name: str, rates: Sequence[float], seeds: Sequence[int]) -> bool:
+def measure_mix(name: str, rates: Sequence[float], seeds: Sequence[int], num_requests: int) -> bool:
     """Measure a mix and keep what counts; whether all of it did."""
     mix, all_count = MIXES[name], True
     with Bench(server.bench(), ROOT / FOLDER / "bench.log") as bench:
         bench.wait()
         for rate in rates:
-            folder = plan(name, mix, rate)
+            block = block_of(mix, rate, num_requests)
+            folder = plan(name, mix, block)
             fleet = read_fleet(folder)
-            traffic, targets = traffic_of(block_of(mix, rate), Report({}))
+            traffic, targets = traffic_of(block, Report({}))
             loads = [replace(traffic, seed=seed) for seed in seeds]
             for load, outcome, late in zip(loads, *zip(*put(folder, loads, targets, bench), strict=True), strict=True):
                 counts = late <= MOST_LATE and outcome.late_s <= MOST_BEHIND_S
@@ -213,12 +215,16 @@ def lateness(folder: Path) -> tuple[float, float]:
 
 
 def keep(name: str, mix: Mix, row: Mapping[str, Any]) -> None:
-    """Put a row in the place of the one of its rate and seed."""
+    """Put a row in the place of the one of its rate, number of requests and seed."""
     file = KEPT / f"{name}.json"
     rows = read_json(file)["rows"] if file.exists() else []
-    others = [each for each in rows if (each["rate_per_s"], each["seed"]) != (row["rate_per_s"], row["seed"])]
-    kept = sorted([*others, row], key=lambda each: (each["rate_per_s"], each["seed"]))
+    kept = sorted([*(each for each in rows if key_of(each) != key_of(row)), row], key=key_of)
     write_json(file, {"chips": dict(mix.chips), "traffic": dict(mix.traffic), "rows": kept})
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[float, int, int]:
+    """What tells rows of a mix apart."""
+    return row["rate_per_s"], row["measured"]["num_requests"], row["seed"]
 
 
 # ---- comparing ----
@@ -241,8 +247,8 @@ def predict(mix: Mix, row: Mapping[str, Any], long_run: bool = False) -> dict[st
     members = [
         Member(curve_of(rows[each["chip"]]), each["slots"]) for each in row["instances"] for _ in range(each["number"])
     ]
-    traffic, targets = traffic_of(block_of(mix, row["rate_per_s"]), Report({}))
     number, seed = row["measured"]["num_requests"], row["seed"]
+    traffic, targets = traffic_of(block_of(mix, row["rate_per_s"], number), Report({}))
     if long_run:
         number, seed = sample_size(members, traffic, row["rate_per_s"]), traffic.seed
     requests = draw(replace(traffic, num_requests=number, seed=seed))
@@ -263,7 +269,8 @@ def show(name: str, row: Mapping[str, Any]) -> str:
         f"{predicted[key]['p50']:.3f}/{measured[key]['p50']:.3f}" for key in ("first_token_s", "per_token_s")
     )
     return (
-        f"{name:<13} {row['rate_per_s']:5g}/s seed {row['seed']}: goodput predicted {predicted['goodput_per_s']:6.2f}, "
+        f"{name:<13} {row['rate_per_s']:5g}/s, {measured['num_requests']:4} requests of seed {row['seed']}: "
+        f"goodput predicted {predicted['goodput_per_s']:6.2f}, "
         f"measured {measured['goodput_per_s']:6.2f} ({error_of(row, predicted):+.1%}); in a long run {long_run:6.2f}; "
         f"first token p50 {firsts} s, between tokens p50 {betweens} s; late {row['late_share']:.3f}"
     )
@@ -277,13 +284,16 @@ def main() -> int:
     parser.add_argument("--measure", action="store_true", help="measure the mixes anew")
     parser.add_argument("--rates", nargs="+", type=float, help="measure only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--requests", type=int, default=NUM_REQUESTS, help="of a load")
     given = parser.parse_args()
     names = given.mixes or list(MIXES)
     make_tiny_model(ROOT / MODEL)
     if given.profile:
         measure_profile()
     if given.measure:
-        all_count = [measure_mix(name, given.rates or MIXES[name].rates, given.seeds) for name in names]
+        all_count = [
+            measure_mix(name, given.rates or MIXES[name].rates, given.seeds, given.requests) for name in names
+        ]
         return 0 if all(all_count) else 1
     return 0 if given.profile else compare(names)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-from flagvega.serve.forecast import TOO_LONG, Engine, Member
+from flagvega.serve.batching import Engine, Member
+from flagvega.serve.forecast import TOO_LONG
 from flagvega.serve.traffic import Answered, Request
 
 MOMENT_S = 1e-9
@@ -27,7 +28,8 @@ def forecast_clients(
         if (following := next(waiting, None)) is not None:
             i, request = following[0], replace(following[1], at_s=now_s)
             begun[i] = now_s
-            min(engines, key=lambda engine: engine.expect(request)[1]).take(i, request)
+            given, wanted = request.input_tokens, request.output_tokens
+            min(engines, key=lambda each: each.forecast(given, wanted, 1, now_s).finish_s).take(i, request)
 
     for _ in range(num_clients):
         ask(0.0)

@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 
 from flagvega.layout.serving import Instance
+from flagvega.serve.batching import Member
 from flagvega.serve.curve import DEFAULT_SLOTS, DEFAULT_STEP_TOKENS, Curve, Row, curve_of
-from flagvega.serve.forecast import Member, forecast
+from flagvega.serve.forecast import forecast
 from flagvega.serve.traffic import Targets, Traffic, draw, judge
 from flagvega.serve.tuning.clients import forecast_clients
 from flagvega.serve.tuning.score import seconds_per_good

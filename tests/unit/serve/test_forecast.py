@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flagvega.serve.batching import Engine, Member
 from flagvega.serve.curve import Curve
-from flagvega.serve.forecast import REFUSED, TOO_LONG, Engine, Member, forecast
+from flagvega.serve.forecast import REFUSED, TOO_LONG, forecast
 from flagvega.serve.traffic import Lengths, Request, Targets, Traffic, draw, fixed, judge
 
 CURVE = Curve(steps=((1, 0.05), (5, 0.09)), prompt_token_s=0.001, overhead_s=0.01, step_tokens=100)

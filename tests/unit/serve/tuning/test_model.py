@@ -7,8 +7,9 @@ from math import inf
 
 import pytest
 
+from flagvega.serve.batching import Member
 from flagvega.serve.curve import Curve
-from flagvega.serve.forecast import Member, forecast
+from flagvega.serve.forecast import forecast
 from flagvega.serve.traffic import Answered, Lengths, Outcome, Targets, Traffic, draw, fixed, judge
 from flagvega.serve.tuning.clients import forecast_clients
 from flagvega.serve.tuning.model import Configuration, Form, GuidedByTraffic, Knowledge, Seat
