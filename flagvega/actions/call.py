@@ -11,9 +11,11 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from flagvega.cluster.chips import misspelt_chips
 from flagvega.config.command import Command
 from flagvega.config.draft import Draft
 from flagvega.config.load import find_exp_dir, judge, judge_services, read_experiment
+from flagvega.config.report import Report
 from flagvega.config.spec import Spec
 from flagvega.engine import Engine, engines
 from flagvega.errors import ConfigError, Fault
@@ -97,10 +99,14 @@ class Call:
     @cached_property
     def spec(self) -> Spec:
         """The configuration, every key of it judged; warnings are said once."""
-        if self.serves:
-            spec = judge_services(self.draft, lambda name: servers.get(name).keys())
-        else:
-            spec = judge(self.draft, lambda name: engines.get(name).keys())
+        try:
+            if self.serves:
+                spec = judge_services(self.draft, lambda name: servers.get(name).keys())
+            else:
+                spec = judge(self.draft, lambda name: engines.get(name).keys())
+        except ConfigError as error:
+            chips = misspelt_chips(self.draft.values, Report(self.draft.places).place)
+            raise ConfigError([*error.faults, *chips]) from error
         for warning in spec.warnings:
             self.say(f"warning: {warning}")
         return spec

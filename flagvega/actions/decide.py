@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from flagvega.actions.call import Call
+from flagvega.cluster.chips import misspelt_chips
 from flagvega.cluster.nodes import Cluster
-from flagvega.cluster.source import find_cluster
+from flagvega.cluster.source import find_cluster, where_of
 from flagvega.config.spec import Spec
 from flagvega.engine import Engine
 from flagvega.errors import ConfigError, Fault
@@ -99,7 +100,7 @@ def decide_plan(spec: Spec, engine: Engine, console: Console) -> tuple[Spec, Clu
     given = _read_plan(spec, Path(file)) if file else None
     if given is not None and not check_plan(given):
         spec = engine.settle(spec, given)
-    faults = list(engine.check(spec))
+    faults = [*engine.check(spec), *misspelt_chips(spec.blocks, lambda path: where_of(spec, path))]
     try:
         request = engine.request(spec)
         cluster = find_cluster(spec, request)

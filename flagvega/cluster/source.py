@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flagvega.cluster.chips import chip_name
 from flagvega.cluster.hostfile import HostLine, read_hostfile
 from flagvega.cluster.nodes import Cluster, Node
 from flagvega.config.report import COMMAND_LINE
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault
 from flagvega.layout.request import LayoutRequest, MeshRequest
-from flagvega.platform import HOST_PRECEDENCE, detect_devices, find_chip, platforms
+from flagvega.platform import HOST_PRECEDENCE, detect_devices, platforms
 
 LOCALHOST = "localhost"
 
@@ -126,15 +126,6 @@ def _needed(mesh: MeshRequest, at_hand: int) -> int:
     """Devices of a mesh; one that fills what is at hand takes at least one replica."""
     size = mesh.tp * mesh.cp * mesh.pp
     return max(at_hand, size) if mesh.dp is None else size * mesh.dp
-
-
-def chip_name(name: str, where: str, faults: list[Fault]) -> str:
-    """The chip of a name or an alias; a fault, and the name as it is, where there is none."""
-    try:
-        return find_chip(name).name
-    except ConfigError as error:
-        faults += [replace(fault, where=where) for fault in error.faults]
-        return name
 
 
 def where_of(spec: Spec, path: str) -> str:

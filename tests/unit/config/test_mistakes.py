@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from flagvega.cli import main
+
 EXPERIMENT = """\
 defaults:
   - train: tiny
@@ -187,6 +189,18 @@ def test_every_mistake_of_a_file_is_told_in_one_message(write, faults):
         "command line: train.model.lr",
         "command line: experiment.exp_dirr",
     }
+
+
+def test_misspelt_chips_are_told_beside_misspelt_keys(write, capsys):
+    chips = "cluster: {nodes: [{chip: emu-ss}]}\nplan: {order: [emu-s, A80], keep: [{chip: emu-ll}]}\n"
+    hetero = "hetero_device_types: [emu-m, BI15]\n  tensor_model_parallel_size"
+    write(EXPERIMENT + chips, TASK.replace("num_layers", "num_layer").replace("tensor_model_parallel_size", hetero))
+
+    assert main(["--config-path", "conf", "--config-name", "exp", "action=dryrun"]) == 2
+
+    told = capsys.readouterr().err
+    for what in ("key 'num_layer'", "chip 'emu-ss'", "chip 'A80'", "chip 'emu-ll'", "chip 'BI15'"):
+        assert told.count(f"unknown {what}") == 1, told
 
 
 def _changed(text: str, change: tuple[str, str]) -> str:
