@@ -11,6 +11,8 @@ from flagvega.platform import find_chip
 
 BLOCKS = ("cluster", "plan", "serve", "train")
 """Top-level blocks that name chips."""
+LISTS = (list, tuple)
+"""As written, and as read."""
 
 
 def chip_name(name: str, where: str, faults: list[Fault]) -> str:
@@ -34,10 +36,10 @@ def misspelt_chips(values: Mapping[str, Any], place: Callable[[str], str]) -> li
 def _named(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """(key path, name of a chip)."""
     if path == "plan.order" or path.endswith((".chip", ".between", ".hetero_device_types")):
-        yield from ((path, name) for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
+        yield from ((path, name) for name in (value if isinstance(value, LISTS) else [value]) if isinstance(name, str))
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _named(item, f"{path}.{key}")
-    elif isinstance(value, list):
+    elif isinstance(value, LISTS):
         for i, item in enumerate(value):
             yield from _named(item, f"{path}[{i}]")

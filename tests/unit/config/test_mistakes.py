@@ -203,6 +203,16 @@ def test_misspelt_chips_are_told_beside_misspelt_keys(write, capsys):
         assert told.count(f"unknown {what}") == 1, told
 
 
+def test_misspelt_chips_are_told_beside_a_model_that_cannot_be_read(write, capsys):
+    write(EXPERIMENT + "cluster: {nodes: [{chip: emu-ss}]}\n", TASK)
+
+    assert main(["--config-path", "conf", "--config-name", "exp", "action=dryrun"]) == 2
+
+    told = capsys.readouterr().err
+    assert told.count("unknown chip 'emu-ss'") == 1
+    assert "'num_attention_heads' is missing" in told
+
+
 def _changed(text: str, change: tuple[str, str]) -> str:
     assert change[0] in text
     return text.replace(*change, 1) if change[0] else text
