@@ -34,7 +34,7 @@ from flagvega.serve.job import SERVE_FILE
 from flagvega.serve.measure import ANSWERS_FILE, MEASURE_FILE
 from flagvega.serve.place import find_host
 from flagvega.serve.tables import answer_line, levels_table, readings_table
-from flagvega.serve.traffic_block import read_traffic
+from flagvega.serve.traffic_block import given_traffic, read_traffic
 
 FOLDER = "profile"
 """In the run's folder: a folder for each form of an instance."""
@@ -63,7 +63,7 @@ class Form:
 def act(call: Call) -> Answer:
     """Measure what is not measured yet, one instance at a time, and write ``<exp_dir>/serve_profile.json``."""
     spec = checked(call)
-    given = round(read_traffic(spec)[0].input_tokens.mean) if "traffic" in spec.blocks else INPUT_TOKENS
+    given = round(read_traffic(spec)[0].input_tokens.mean) if given_traffic(spec) else INPUT_TOKENS
     forms = list(find_forms(spec, find_host(spec), _degrees(call)))
     rows: list[Row] = []
     for number, form in enumerate(forms, 1):

@@ -21,7 +21,7 @@ from flagvega.serve.job import measured_forms
 from flagvega.serve.load import Bench
 from flagvega.serve.place import place
 from flagvega.serve.traffic import Targets, Traffic
-from flagvega.serve.traffic_block import read_traffic
+from flagvega.serve.traffic_block import given_traffic, read_traffic
 from flagvega.serve.tuning.best import best_yaml
 from flagvega.serve.tuning.model import Configuration, GuidedByTraffic, Knowledge, seats_of
 from flagvega.serve.tuning.score import UNIT, least_s
@@ -202,8 +202,8 @@ def _base_key(question: Question) -> str:
         for each in blank.services
     ]  # fmt: skip
     envs = {name: value for name, value in spec.envs.items() if f"env.{name}" not in dict(first.settings)}
-    asked = {name: spec.blocks.get(name) for name in ("cluster", "traffic", "gateway")}
-    return fingerprint({"services": services, "envs": envs, **asked})
+    asked = {name: spec.blocks.get(name) for name in ("cluster", "gateway")}
+    return fingerprint({"services": services, "envs": envs, **asked, "traffic": given_traffic(spec)})
 
 
 def _opening(question: Question, tuner: Tuner) -> list[str]:

@@ -53,6 +53,32 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """``profile`` of an entry: FlagScale's benchmark, all of whose prompts are sent at once."""
+
+    prefix_len: int = field(default=0, metadata={"minimum": 0})
+    """Tokens with which each prompt begins, before its own. They only count: no two prompts begin alike here."""
+    input_len: int = field(default=1024, metadata={"minimum": 1})
+    """Tokens of a prompt of its own, at most."""
+    output_len: int = field(default=1024, metadata={"minimum": 1})
+    """Tokens of an answer, at most."""
+    num_prompts: int = field(default=200, metadata={"minimum": 1})
+    """Requests."""
+    range_ratio: float = 0.5
+    """Shortest lengths, as a share of the longest; all between are as likely."""
+
+    @property
+    def traffic(self) -> dict[str, Any]:
+        """The same as our `traffic` has it."""
+        ends = {"input_tokens": (self.prefix_len, self.input_len), "output_tokens": (0, self.output_len)}
+        lengths = {
+            name: {"from": before + max(1, int(most * self.range_ratio)), "to": before + most}
+            for name, (before, most) in ends.items()
+        }
+        return {"concurrency": self.num_prompts, "num_requests": self.num_prompts, **lengths}
+
+
+@dataclass(frozen=True)
 class ServeEntry:
     """One entry of ``serve``."""
 
@@ -65,8 +91,8 @@ class ServeEntry:
     engine_args_specific: Mapping[str, Any] = field(default_factory=dict)
     """By engine: arguments that come on top; those of other engines are left aside."""
     resources: Resources = field(default_factory=Resources)
-    profile: Mapping[str, Any] = field(default_factory=dict)
-    """FlagScale's description of a benchmark; nothing reads it yet."""
+    profile: Benchmark | None = None
+    """FlagScale's benchmark: what clients ask where there is no [`traffic`](#traffic)."""
     chip: str | None = None
     """Kind of chip that it runs on; without it, the first that is free."""
     role: Role = "both"
@@ -162,7 +188,10 @@ def _service(
                 take_argument(keys[name], value, f"{prefix}.{key}", arguments, where, report)
     number = entry.resources.num_replicas
     capacity = {name: value for name, value in asdict(entry.capacity).items() if value is not None}
-    service = Service(entry.serve_id, entry.engine, arguments, number, entry.chip, entry.role, capacity)
+    traffic = entry.profile.traffic if entry.profile else {}
+    if entry.profile and not 0 <= entry.profile.range_ratio <= 1:
+        report.fault(f"{path}.profile.range_ratio", f"{entry.profile.range_ratio:g} is no share", "from 0 to 1")
+    service = Service(entry.serve_id, entry.engine, arguments, number, entry.chip, entry.role, capacity, traffic)
     devices, asked = service.num_devices, entry.resources.num_gpus
     if asked and keys and asked != devices:
         what = f"num_gpus is {asked}, but tensor_parallel_size x pipeline_parallel_size is {devices}"

@@ -95,6 +95,8 @@ class Service:
     """What its instances do of a request: read the prompt, write the answer, or both."""
     capacity: Mapping[str, float] = field(default_factory=dict)
     """What the user says of an instance: ``prefill_tokens_per_s``, ``decode_tokens_per_s``, ``step_s``."""
+    traffic: Mapping[str, Any] = field(default_factory=dict)
+    """What its own ``profile`` says that clients ask, in the form of the block ``traffic``."""
 
     @property
     def tp(self) -> int:

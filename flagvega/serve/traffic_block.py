@@ -10,6 +10,7 @@ from flagvega.config.blocks import TrafficBlock
 from flagvega.config.fields import read
 from flagvega.config.report import Report
 from flagvega.config.spec import Spec
+from flagvega.errors import ConfigError, Fault
 from flagvega.serve.traffic import Lengths, Targets, Traffic, fixed
 
 _COUNT: Final = {"minimum": 1}
@@ -32,7 +33,21 @@ def read_traffic(spec: Spec) -> tuple[Traffic, Targets]:
 
     :raises ConfigError: with all that is wrong.
     """
-    return traffic_of(spec.blocks.get("traffic", {}), Report(spec.where))
+    return traffic_of(given_traffic(spec), Report(spec.where))
+
+
+def given_traffic(spec: Spec) -> Mapping[str, Any]:
+    """The block; without it, what the ``profile`` of the services says; empty when there is neither.
+
+    :raises ConfigError: when services differ.
+    """
+    if "traffic" in spec.blocks:
+        return spec.blocks["traffic"]
+    first, *others = [service.traffic for service in spec.services if service.traffic] or [{}]
+    if any(other != first for other in others):
+        what = "the profiles of the services differ"
+        raise ConfigError(Fault(what, "serve", "write what all of them are to bear: traffic: {rate_per_s: 4, ...}"))
+    return first
 
 
 def traffic_of(value: Mapping[str, Any], report: Report) -> tuple[Traffic, Targets]:

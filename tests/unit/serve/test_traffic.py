@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flagvega.config.report import Report
+from flagvega.config.serving import read_services
 from flagvega.config.spec import Commands, Runner, Spec, Task
 from flagvega.errors import ConfigError
 from flagvega.serve.traffic import Answered, Lengths, Request, Targets, Traffic, draw, fixed, judge
@@ -84,3 +87,39 @@ def test_what_is_no_traffic_is_told_with_its_place(written: dict[str, Any], word
         read_traffic(spec(**written))
     assert words in str(caught.value)
     assert "a.yaml:3" in str(caught.value)
+
+
+def spec_of_profiles(*profiles: dict[str, Any] | None, **traffic: Any) -> Spec:
+    report = Report({})
+    entries = [{"serve_id": f"m{i}", "profile": profile} for i, profile in enumerate(profiles)]
+    services, _ = read_services(entries, lambda _: {}, report)
+    report.raise_faults()
+    return replace(spec(**traffic), services=services)
+
+
+def test_flagscales_benchmark_is_the_traffic_where_there_is_no_other() -> None:
+    profile = {"prefix_len": 16, "input_len": 1000, "output_len": 64, "num_prompts": 8, "range_ratio": 0.25}
+    traffic, targets = read_traffic(spec_of_profiles(profile, None, profile))
+    assert traffic == Traffic(Lengths(least=266, most=1016), Lengths(least=16, most=64), concurrency=8, num_requests=8)
+    assert targets == Targets()
+    assert read_traffic(spec_of_profiles(profile, rate_per_s=2.0))[0].rate_per_s == 2.0
+
+
+def test_flagscales_benchmark_has_its_defaults() -> None:
+    traffic, _ = read_traffic(spec_of_profiles({"range_ratio": 1}))
+    assert traffic == Traffic(Lengths(least=1024, most=1024), Lengths(least=1024, most=1024), None, 200, 200)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "words"),
+    [
+        ([{"input_length": 9}], "did you mean 'input_len'"),
+        ([{"num_prompts": 0}], "serve[0].profile.num_prompts"),
+        ([{"range_ratio": 1.5}], "1.5 is no share"),
+        ([{"input_len": 9}, {"input_len": 8}], "the profiles of the services differ"),
+    ],
+)
+def test_what_is_no_benchmark_is_told(profiles: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_traffic(spec_of_profiles(*profiles))
+    assert words in str(caught.value)
