@@ -1,6 +1,7 @@
 """Arguments of the vLLM server: one row each, as vLLM's own parser has them.
 
-The table is ``arguments.csv``, written by ``tools/make_vllm_arguments.py`` from an installed vLLM.
+The table is ``arguments.csv``, written by ``tools/make_vllm_arguments.py`` from an installed vLLM. ``gone.csv`` has
+those of older ones, and what to write today.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from flagvega.config.keys import Key
 
 TABLE = Path(__file__).with_name("arguments.csv")
+GONE = Path(__file__).with_name("gone.csv")
 VLLM = "0.32.0"
 """The vLLM that the table is of; a test compares the table's head."""
 
@@ -57,8 +59,12 @@ def arguments() -> Mapping[str, Argument]:
 
 @cache
 def keys() -> Mapping[str, Key]:
-    """The key of every argument by name."""
-    return {name: argument.key for name, argument in arguments().items()}
+    """The key of every argument by name, be it of this vLLM or of an older one."""
+    with GONE.open(newline="") as file:
+        gone = {
+            row["key"]: Key(row["key"], "any", None, (), "unsupported", row["note"]) for row in csv.DictReader(file)
+        }
+    return gone | {name: argument.key for name, argument in arguments().items()}
 
 
 def _argument(row: Mapping[str, str]) -> Argument:

@@ -170,7 +170,8 @@ def _service(
         keys = keys_of(entry.engine)
     except ConfigError as error:
         for fault in error.faults:
-            report.fault(f"{path}.engine", fault.what, fault.fix)
+            as_well = "; FlagScale's engine_args have vLLM's names" if entry.engine in OTHER_ENGINES else ""
+            report.fault(f"{path}.engine", fault.what, fault.fix + as_well)
         keys = {}
     specific = entry.engine_args_specific
     for name in specific:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from typing import Any
 
 import pytest
 
+from backends.vllm.arguments import GONE, arguments
 from flagvega.errors import ExitCode
 from tests.unit.serve.conftest import EXPERIMENT, Dryrun, whats
 
@@ -79,3 +82,28 @@ def test_what_another_machinery_needed_is_left_aside_with_a_word(dryrun: Dryrun)
     assert "start it inside the container" in told
     assert "auto is one instance" in told
     assert len(document["commands"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({"guided_decoding_backend": "xgrammar"}, "write structured_outputs_config"),
+        ({"swap-space": 4}, "kv_offloading_size"),
+        ({"task": "embed"}, "write runner"),
+    ],
+)
+def test_arguments_of_older_vllms_are_told_with_what_to_write_today(
+    given: dict[str, Any], instead: str, dryrun: Dryrun
+) -> None:
+    assert instead in whats(dryrun([service(**given)], ExitCode.CONFIG))
+
+
+def test_what_is_told_to_write_today_is_there() -> None:
+    names = set().union(*(re.findall(r"[a-z]+(?:_[a-z]+)+", row["note"].partition("{")[0]) for row in gone()))
+    assert names - {"engine_args"} <= arguments().keys()
+    assert not {row["key"] for row in gone()} & arguments().keys()
+
+
+def gone() -> list[dict[str, str]]:
+    with GONE.open(newline="") as file:
+        return list(csv.DictReader(file))
