@@ -23,7 +23,7 @@ from flagvega.plan.explain import Outlook, look_at, outlook_of, predict
 from flagvega.plan.layouts import cuts_across_hosts, make_request, read_candidate, used_part
 from flagvega.plan.machine import Machine
 from flagvega.plan.pins import Reason, check_choices, read_pins, usable_part
-from flagvega.plan.refusal import refuse
+from flagvega.plan.refusal import check_stages, refuse
 from flagvega.plan.schedules import search_schedules
 from flagvega.plan.search import Found
 from flagvega.plan.sources import choose_costs
@@ -108,6 +108,8 @@ def pose(spec: Spec, engine: Engine) -> tuple[Offer, Problem, Cluster]:
     costs = choose_costs(spec, offer.workload, machine, choices.distributed_optimizer)
     objective = spec.blocks.get("plan", {}).get("objective", "time")
     problem = Problem(costs.machine, offer.workload, choices, costs, lambda side: reason(side) is None, objective)
+    if faults := check_stages(problem, spec.where):
+        raise ConfigError(faults)
     return replace(offer, choices=choices), problem, cluster
 
 

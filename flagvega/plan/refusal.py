@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -10,8 +11,17 @@ from flagvega.errors import Fault, NoPlanError
 from flagvega.plan.compare import with_group
 from flagvega.plan.schedules import is_interleaving_pinned
 from flagvega.plan.search import Found, search
-from flagvega.plan.space import Problem, batch_sizes, cost_candidate, sides
+from flagvega.plan.space import Problem, batch_sizes, cost_candidate, most_stages, sides
 
+PINS_OF_SIZE = (
+    "tensor_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+    "plan.keep",
+    "plan.order",
+)
+"""Keys that decide how many devices a stage takes, or which it may have."""
 _GIB = 2**30
 _MORE_MEMORY = (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 64.0, 256.0)
 _MORE_HOSTS = (1, 2, 4, 8)
@@ -36,6 +46,19 @@ def refuse(problem: Problem, refusals: list[Fault]) -> NoReturn:
         if found := _find(roomy):
             raise NoPlanError(_memory_fault(problem, roomy, found, factor))
     raise NoPlanError(Fault("no layout satisfies the constraints, whatever the memory", "plan", _unpin(problem)))
+
+
+def check_stages(problem: Problem, where: Mapping[str, str]) -> list[Fault]:
+    """What keeps the devices from holding the number of stages that is given, whatever is chosen for the rest."""
+    stages, room = problem.choices.num_stages, most_stages(problem)
+    most = sum(room.values())
+    if stages is None or not most or stages <= most:
+        return []
+    pins = [f"{name} ({where[name]})" for name in PINS_OF_SIZE if name in where]
+    held = ", ".join(f"{number} on {problem.machine.groups[group].chip}" for group, number in room.items())
+    what = f"{stages} stages do not fit on these devices: there is room for {most} ({held})"
+    fix = f"at most {most}" + (f", or change {' or '.join(pins)}" if pins else "")
+    return [Fault(what, where.get("pipeline_model_parallel_size", "pipeline_model_parallel_size"), fix)]
 
 
 def _find(problem: Problem) -> Found | None:

@@ -136,6 +136,17 @@ def sides(problem: Problem, samples: int, costs: StageCosts | None = None) -> li
     return found
 
 
+def most_stages(problem: Problem) -> dict[int, int]:
+    """Stages that there is room for, each on the smallest legal block, by group; without groups that hold none."""
+    found = {}
+    for group in range(len(problem.machine.groups)):
+        # The dp of the whole batch are all that there are.
+        sizes = [degrees.size for degrees in _degrees(problem, group, problem.work.batch_unit)]
+        if sizes:
+            found[group] = problem.devices(group) // min(sizes)
+    return found
+
+
 def _degrees(problem: Problem, group: int, samples: int) -> Iterator[Degrees]:
     its, choices, shape = problem.machine.groups[group], problem.choices, problem.work.shape
     if choices.order is not None and its.chip not in choices.order:

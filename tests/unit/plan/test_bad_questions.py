@@ -153,6 +153,24 @@ MISTAKES = [
         task=("tensor_model_parallel_size: 1", "pipeline_model_parallel_size: 6"),
     ),
     Mistake(
+        "more stages than devices with the degrees that are given",
+        r"3 stages do not fit on these devices: there is room for 2 \(1 on emu-s, 1 on emu-l\)",
+        r"at most 2, or change tensor_model_parallel_size \(conf/train/small.yaml:2 ",
+        "conf/train/small.yaml:3 train.system.pipeline_model_parallel_size",
+        task=(
+            "tensor_model_parallel_size: 1",
+            "tensor_model_parallel_size: 2\n  pipeline_model_parallel_size: 3",
+        ),
+    ),
+    Mistake(
+        "more stages than devices beside a kept mesh",
+        r"4 stages do not fit on these devices: there is room for 3 \(1 on emu-s, 2 on emu-l\)",
+        r"at most 3, or change plan.keep \(conf/exp.yaml:6 plan.keep\)",
+        "conf/train/small.yaml:2 train.system.pipeline_model_parallel_size",
+        task=("tensor_model_parallel_size: 1", "pipeline_model_parallel_size: 4"),
+        plan="keep: [{chip: emu-s}]",
+    ),
+    Mistake(
         "tensor parallelism wider than a host",
         "none has more than 2 devices",
         "at most 2",
