@@ -46,3 +46,19 @@ def test_the_classes_agree_with_what_the_engine_does(tool: ModuleType) -> None:
 def test_table_and_page_are_what_their_generator_writes(tool: ModuleType) -> None:
     assert tool.make_table() == tool.TABLE.read_text()
     assert tool.make_page() == tool.PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["use_dualpipev", "moe_fb_overlap", "peft_type", "lora_dim", "lora_target_modules", "extra_vocab_size", "vision_root",
+     "moe_router_enable_expert_bias", "mtp_num_layers", "multi_latent_attention", "no_load_optim"],
+)  # fmt: skip
+def test_what_newer_examples_of_flagscale_ask_for_beyond_this_engine_is_answered(name: str) -> None:
+    assert keys()[name].target == "unsupported"
+    assert keys()[name].note not in ("", "not supported")
+
+
+@pytest.mark.parametrize("name", ["use_partial_reduce_for_shared_embedding", "distributed_backend", "wandb_log_model"])
+def test_what_newer_examples_say_of_machinery_that_is_not_here_changes_nothing(name: str) -> None:
+    assert keys()[name].target == "ignored"
+    assert not keys()[name].choices
