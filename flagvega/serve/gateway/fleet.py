@@ -63,7 +63,14 @@ class Fleet:
 
     def output_tokens(self, question: Question) -> float:
         """Tokens of an answer, as expected."""
-        return self._lengths.get(question.model, UNKNOWN).expect(question.max_tokens) * question.num_answers
+        lengths = self._lengths.get(question.model, UNKNOWN)
+        return lengths.expect(self._limit(question)) * question.num_answers
+
+    def _limit(self, question: Question) -> int | None:
+        """Tokens that an answer is limited to, by its client and then by what the instances hold."""
+        if question.max_tokens is None:
+            return None
+        return min(question.max_tokens, self.models().get(question.model) or question.max_tokens)
 
     def learn(self, question: Question, prompt_tokens: int | None, num_tokens: int) -> None:
         """An answer ended."""
@@ -71,7 +78,7 @@ class Fleet:
             seen = question.num_characters / prompt_tokens
             self._characters_per_token = KEPT * self._characters_per_token + (1 - KEPT) * seen
         lengths = self._lengths.setdefault(question.model, Lengths())
-        lengths.learn(question.max_tokens, num_tokens / question.num_answers)
+        lengths.learn(self._limit(question), num_tokens / question.num_answers)
 
     # ---- choosing ----
 
@@ -90,11 +97,17 @@ class Fleet:
         if question.model not in models:
             what = f"there is no model '{question.model}' here; GET /v1/models lists what is served"
             raise ApiError(404, what, "not_found_error", "model_not_found", "model")
+        most = self.settings.limits.answers
+        if question.num_answers > most:
+            raise ApiError(400, f"more than {most} answers at once ('n', for each prompt) are not given", param="n")
         limit = self.settings.limits.prompt_tokens
         if limit is None and question.num_answers == 1:
             # An estimate refuses only what is far beyond: the engine counts.
             limit = 2 * (models[question.model] or 0) or None
-        if limit and (tokens := round(self.prompt_tokens(question))) > limit:
+        # Nor may what others send (images, say) make texts seem long.
+        characters_per_token = max(self._characters_per_token, CHARACTERS_PER_TOKEN)
+        tokens = question.num_ids + round(question.num_characters / characters_per_token)
+        if limit and tokens > limit:
             what = f"the prompt has about {tokens} tokens, and {limit} are the limit"
             raise ApiError(400, what, code="context_length_exceeded", param="prompt")
 

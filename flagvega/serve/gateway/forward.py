@@ -68,6 +68,8 @@ class Forwarder:
             raise
 
     async def _read_body(self, request: web.Request) -> bytes:
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise ApiError(415, "send the body as it is, without Content-Encoding")  # engines take no other either
         if (request.content_length or 0) > self.limits.body_bytes:
             raise web.HTTPRequestEntityTooLarge(self.limits.body_bytes, request.content_length or 0)
         try:

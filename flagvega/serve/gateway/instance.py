@@ -152,15 +152,15 @@ class Instance:
 
     def _slot_free_s(self, now: float, step_s: float) -> float:
         """When a request that comes now gets a slot: those before it take them as they become free."""
-        ends: list[float] = []
+        ends = [0.0] * self.capacity.slots
         for flight in self.flights:
             left_s = self._left(flight, now, step_s) * step_s
-            for _ in range(flight.width):
-                if len(ends) < self.capacity.slots:
-                    heapq.heappush(ends, left_s)
-                else:
-                    heapq.heapreplace(ends, ends[0] + left_s)
-        return ends[0] if len(ends) >= self.capacity.slots else 0.0
+            rounds, rest = divmod(flight.width, len(ends))
+            if rounds:  # it fills every slot; order stays as it is
+                ends = [end + rounds * left_s for end in ends]
+            for _ in range(rest):
+                heapq.heapreplace(ends, ends[0] + left_s)
+        return ends[0]
 
     def owes_s(self, now: float) -> float:
         """For how long it should have given a token: streams are there, and none came for longer than prompts take."""

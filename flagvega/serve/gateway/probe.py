@@ -74,11 +74,12 @@ async def _look_for_tokens(instance: Instance, session: aiohttp.ClientSession, s
 
 
 async def _models(instance: Instance, session: aiohttp.ClientSession) -> tuple[tuple[str, ...], int | None]:
-    entries = (await _ask(session, f"{instance.url}/v1/models", MODELS_S)).get("data") or []
-    names = tuple(str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry)
+    found = (await _ask(session, f"{instance.url}/v1/models", MODELS_S)).get("data")
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    names = tuple(str(entry["id"]) for entry in entries if "id" in entry)
     if not names:
         raise _TroubleError("it names no model")
-    lengths = [entry.get("max_model_len") for entry in entries if isinstance(entry, dict)]
+    lengths = [entry.get("max_model_len") for entry in entries]
     return names, max((length for length in lengths if isinstance(length, int)), default=None)
 
 

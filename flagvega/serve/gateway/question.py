@@ -14,6 +14,10 @@ TRANSFER: Final = "kv_transfer_params"
 """Where vLLM's connectors say which cache belongs to a request."""
 _OF_PROMPT: Final = ("echo", "prompt_logprobs", "use_beam_search", "best_of")
 """What makes an answer say something of its prompt, or be many."""
+MOST_TOKENS: Final = 1_000_000
+"""No engine gives more at once; what is asked beyond is as good as this."""
+MOST_COMMAS: Final = 1 << 21
+"""In a body: with more values than that, reading it would keep everybody else waiting."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ def read_question(path: str, body: bytes) -> Question:
 
     :raises ApiError: when it is no JSON object with a model.
     """
+    if body.count(b",") > MOST_COMMAS:
+        raise ApiError(413, f"the body has more than {MOST_COMMAS} commas", code="request_too_large")
     try:
         value = json.loads(body)
     except RecursionError as error:
@@ -75,7 +81,8 @@ def read_question(path: str, body: bytes) -> Question:
 
 def count(value: Any) -> int | None:
     """A number of something, when it is one; the engine refuses what is not."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    is_one = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return min(value, MOST_TOKENS) if is_one else None
 
 
 def _prompts(value: Mapping[str, Any]) -> list[str | Sequence[int]]:

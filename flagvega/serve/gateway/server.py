@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import os
 import resource
 import signal
@@ -14,6 +15,8 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from flagvega.errors import Fault, PreflightError
 from flagvega.records import append_json_line, write_json
@@ -154,7 +157,9 @@ def _in_our_form(error: web.HTTPException, request: web.Request, settings: Setti
         return ApiError(413, what, code="request_too_large")
     if error.status == 405:
         return ApiError(405, f"{request.method} is not possible at {request.path}", code="method_not_allowed")
-    return ApiError(error.status, f"there is nothing at {request.path}", "not_found_error", "not_found")
+    if error.status == 404:
+        return ApiError(404, f"there is nothing at {request.path}", "not_found_error", "not_found")
+    return ApiError(error.status, error.text or error.reason)
 
 
 async def serve(settings: Settings) -> None:
@@ -164,6 +169,7 @@ async def serve(settings: Settings) -> None:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    server_logger.addFilter(_is_told)
     fleet = Fleet(settings)
     metrics = Metrics(fleet)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSE_S)
@@ -172,6 +178,7 @@ async def serve(settings: Settings) -> None:
         runner = web.AppRunner(
             gateway.app(),
             handler_cancellation=True,
+            auto_decompress=False,
             access_log=None,
             keepalive_timeout=settings.limits.idle_s,
             shutdown_timeout=LAST_WORDS_S,
@@ -181,6 +188,11 @@ async def serve(settings: Settings) -> None:
             await _run(gateway, runner, session)
         finally:
             await runner.cleanup()
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Whether a line belongs in the log: not what clients send that is no HTTP, they are told themselves."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 async def _run(gateway: Gateway, runner: web.AppRunner, session: aiohttp.ClientSession) -> None:

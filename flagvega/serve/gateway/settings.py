@@ -48,6 +48,8 @@ class Limits:
     """Size of a request's body; larger ones are answered 413."""
     prompt_tokens: int | None = field(default=None, metadata={"minimum": 1})
     """Tokens of a prompt, as estimated; without it, what the instances say they can hold."""
+    answers: int = field(default=1024, metadata={"minimum": 1})
+    """Answers to one request, prompts times `n`; more are answered 400."""
     connections: int = field(default=16_384, metadata={"minimum": 1})
     """Connections of clients at once; those beyond are closed."""
     header_s: float = field(default=60.0)

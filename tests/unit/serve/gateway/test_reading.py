@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagvega.serve.gateway.errors import ApiError
-from flagvega.serve.gateway.question import Question, read_question
+from flagvega.serve.gateway.question import MOST_COMMAS, MOST_TOKENS, Question, read_question
 from flagvega.serve.gateway.stream import StreamReader
 
 JSON = st.recursive(
@@ -57,6 +57,18 @@ def test_a_question_tells_what_routing_needs() -> None:
     chat = {"model": "m", "messages": [{"role": "user", "content": parts}], "max_completion_tokens": 9}
     found = read_question("/v1/chat/completions", json.dumps(chat).encode())
     assert (found.num_characters, found.max_tokens, len(found.blocks)) == (505, 9, 1)
+
+
+def test_no_number_is_larger_than_what_an_engine_can_give() -> None:
+    body = {"model": "m", "prompt": "x", "max_tokens": 10**4000, "n": 10**4000}
+    found = read_question("/v1/completions", json.dumps(body).encode())
+    assert (found.max_tokens, found.num_answers) == (MOST_TOKENS, MOST_TOKENS)
+
+
+def test_a_body_of_millions_of_values_is_not_even_read() -> None:
+    found = outcome(b'{"model": "m", "prompt": [' + b"1," * MOST_COMMAS + b"1]}")
+    assert isinstance(found, ApiError)
+    assert (found.status, found.code) == (413, "request_too_large")
 
 
 def events(*values: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -121,6 +122,32 @@ def test_what_nobody_can_serve_is_refused(question: Question, status: int | None
     with pytest.raises(ApiError) as caught:
         fleet.check(question)
     assert caught.value.status == status
+
+
+def test_a_limit_beyond_what_a_model_holds_is_expected_to_end_there() -> None:
+    fleet = fleet_of(capacity(1, 10))
+    assert fleet.output_tokens(ask(max_tokens=1_000_000)) == fleet.output_tokens(ask(max_tokens=4096))
+
+
+def test_answers_to_one_request_have_a_limit_and_those_below_it_fill_slots_without_end() -> None:
+    fleet = fleet_of(capacity(8, 80))
+    with pytest.raises(ApiError, match="more than 1024 answers") as found:
+        fleet.check(ask(num_answers=1025))
+    assert found.value.param == "n"
+    fleet.check(ask(num_answers=1024))
+    (instance,) = fleet.instances
+    asyncio.run(place(fleet, ask(max_tokens=10, num_answers=1024)))
+    # 1,024 answers in 8 slots are 128 rounds of 10 tokens, one each 0.1 s.
+    assert instance.forecast(1, 1, 1, time.monotonic()).first_s == pytest.approx(128, rel=0.02)
+
+
+def test_prompts_of_few_characters_and_many_tokens_do_not_have_others_refused() -> None:
+    fleet = fleet_of(capacity(8, 80))
+    for _ in range(100):  # an image is many tokens and no text
+        fleet.learn(ask("x" * 100), 2000, 10)
+    fleet.check(ask("x" * 4 * 4000))
+    with pytest.raises(ApiError, match="tokens"):
+        fleet.check(ask("x" * 4 * 9000))
 
 
 def test_nothing_ready_and_draining_are_told_as_unavailable() -> None:
