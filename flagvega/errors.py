@@ -66,7 +66,7 @@ class PreflightError(FlagvegaError):
 
 
 class TransientError(FlagvegaError):
-    """Trying again may succeed."""
+    """Trying again may succeed: another host did not come in time."""
 
     exit_code = ExitCode.TRANSIENT
 

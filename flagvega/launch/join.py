@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from flagvega.errors import ConfigError, Fault, PreflightError
+from flagvega.errors import ConfigError, Fault, PreflightError, TransientError
 from flagvega.launch.rendezvous import Rendezvous
 
 MAX_BYTES = 64 << 20
@@ -26,9 +26,10 @@ MAX_DIFFERENCES = 20
 
 def agree(rendezvous: Rendezvous, token: str, facts: Mapping[str, Any], say: Callable[[str], None],
           timeout_s: float = TIMEOUT_S) -> None:  # fmt: skip
-    """Meet the other hosts; PreflightError when they are about to run something else, or do not come.
+    """Meet the other hosts; ``token`` must be the same on all, and ``facts`` are compared leaf by leaf.
 
-    ``token`` must be the same on all hosts; ``facts`` are compared leaf by leaf.
+    :raises PreflightError: when they are about to run something else.
+    :raises TransientError: when one has not come in time.
     """
     if rendezvous.num_nodes == 1:
         return
@@ -41,7 +42,7 @@ def agree(rendezvous: Rendezvous, token: str, facts: Mapping[str, Any], say: Cal
             say(f"joining host 0 at {where}")
             faults = _join(rendezvous, token, facts, deadline)
     except TimeoutError as error:
-        raise PreflightError(Fault(str(error), where, "start the same command on every host")) from error
+        raise TransientError(Fault(str(error), where, "start the same command on every host")) from error
     if faults:
         raise PreflightError(faults)
 
@@ -63,6 +64,7 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, A
 
 def _receive_all(rendezvous: Rendezvous, token: str, facts: Mapping[str, Any], say: Callable[[str], None],
                  deadline: float) -> list[Fault]:  # fmt: skip
+    facts = json.loads(json.dumps(facts))  # as theirs will be
     missing = set(range(1, rendezvous.num_nodes))
     faults: list[Fault] = []
     family = socket.AF_INET6 if ":" in rendezvous.address else socket.AF_INET
