@@ -35,6 +35,12 @@ def test_enough_is_0_95_of_what_could_be_served_and_more_than_each_other_policy(
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED: least: 0.960")
 
 
+def test_who_is_not_told_the_capacities_need_only_be_ahead() -> None:
+    assert judge([*GOOD, row("flagvega-untold:0.75", 60)]) == 0
+    assert judge([*GOOD, row("flagvega-untold:0.75", 40)]) == 1
+    assert judge([row("flagvega-untold:0.75", 99), row("round_robin:1", 40)]) == 1
+
+
 @pytest.mark.parametrize("why", [{"cpu_share": 0.71}, {"late_share": 0.03}, {"sent_late_s": 0.6}])
 def test_a_run_in_which_the_host_did_not_keep_up_does_not_count(why: dict[str, float]) -> None:
     assert judge([*GOOD, row("flagvega:0.75", 10, **why), row("round_robin:1", 99, **why)]) == 0
