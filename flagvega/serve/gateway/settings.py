@@ -7,16 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 from flagvega.config.fields import read
 from flagvega.config.report import Report
 from flagvega.config.spec import Role
 from flagvega.errors import ConfigError, Fault
-
-DEFAULT_SLOTS: Final = 256
-"""vLLM's own ``max_num_seqs``."""
+from flagvega.serve.curve import DEFAULT_SLOTS
 
 
 @dataclass(frozen=True)
