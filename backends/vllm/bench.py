@@ -2,9 +2,10 @@
 
 A line on stdin is a load, ``{"url", "model", "tokenizer", "requests": [[at_s, input_tokens, output_tokens], ...],
 "concurrency"}``; a line on stdout is what came of it, ``{"answers": [{"begun_s", "first_token_s", "took_s",
-"input_tokens", "output_tokens", "gaps_s", "error"}, ...], "duration_s"}`` in the order of the requests, or
-``{"error"}``. One process takes many loads, since importing vLLM takes seconds. ``vllm bench serve`` itself does not
-start in every build: its command line looks up the version of a package named "vllm".
+"input_tokens", "output_tokens", "gaps_s", "error", "instance"}, ...], "duration_s"}`` in the order of the requests, or
+``{"error"}``; ``instance`` is the one that a gateway says it asked. One process takes many loads, since importing vLLM
+takes seconds. ``vllm bench serve`` itself does not start in every build: its command line looks up the version of a
+package named "vllm".
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, redirect_stdout
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+INSTANCE_HEADER = "X-Flagvega-Instance"
+
 _numbers = count()
 """Of prompts: each is another one, so that no cache helps."""
+_instances: dict[float, str] = {}
+"""By the time at which a request was sent."""
 
 
 def main() -> None:
@@ -31,6 +36,7 @@ def main() -> None:
 
         parser = FlexibleArgumentParser()
         add_cli_args(parser)
+        keep_instances()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         with redirect_stdout(sys.stderr):
@@ -42,6 +48,7 @@ def run(parser: argparse.ArgumentParser, load: Mapping[str, Any]) -> dict[str, A
     """One load."""
     from vllm.benchmarks import serve
 
+    _instances.clear()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.jsonl"
         trace.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries(load["requests"])))
@@ -50,6 +57,36 @@ def run(parser: argparse.ArgumentParser, load: Mapping[str, Any]) -> dict[str, A
         except (OSError, ValueError) as error:
             return {"error": f"{type(error).__name__}: {error}"}
     return {"answers": list(answers(result, load["requests"])), "duration_s": result["duration"]}
+
+
+class Session:
+    """vLLM's benchmark asks through it, and it notes which instance answers."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.instance = ""
+
+    @asynccontextmanager
+    async def post(self, **words: Any) -> AsyncIterator[Any]:
+        """As of the session behind it."""
+        async with self._session.post(**words) as response:
+            self.instance = response.headers.get(INSTANCE_HEADER, "")
+            yield response
+
+
+def keep_instances() -> None:
+    """Have the benchmark's requests noted in ``_instances``."""
+    from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS
+
+    ask = ASYNC_REQUEST_FUNCS["openai"]
+
+    async def noted(request_func_input: Any, session: Any, pbar: Any = None) -> Any:
+        noting = Session(session)
+        output = await ask(request_func_input=request_func_input, session=noting, pbar=pbar)
+        _instances[output.start_time] = noting.instance
+        return output
+
+    ASYNC_REQUEST_FUNCS["openai"] = noted
 
 
 def entries(requests: Sequence[Sequence[float]]) -> Iterator[dict[str, Any]]:
@@ -84,6 +121,7 @@ def answers(result: Mapping[str, Any], requests: Sequence[Sequence[float]]) -> I
             "output_tokens": num_output,
             "gaps_s": gaps,
             "error": "" if num_output else error or "no answer",
+            "instance": _instances.get(start, ""),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from flagvega.config.spec import Spec
 from flagvega.errors import PreflightError
 from flagvega.launch.script import secrets
 from flagvega.platform import find_chip, platforms
-from flagvega.records import write_json
+from flagvega.records import write_json, write_text
 from flagvega.run.directory import RunDirectory
 from flagvega.run.prepare import prepare
 from flagvega.serve.job import SERVE_FILE, gateway_address, has_gateway
@@ -31,8 +32,9 @@ from flagvega.serve.load import Bench, LoadError
 from flagvega.serve.probe import fetch_text
 from flagvega.serve.scrape import find_label
 from flagvega.serve.traffic import Lengths, Outcome, Targets, Traffic, outcome_facts
+from flagvega.serve.tuning.answers import ANSWERS_FILE, answers_to_json
+from flagvega.serve.tuning.model import Seat, seats_of, steps_of
 from flagvega.serve.tuning.score import seconds_per_good
-from flagvega.serve.tuning.steps import sum_steps
 from flagvega.tune.measure import Limits
 from flagvega.tune.study import Outcome as TrialOutcome
 from flagvega.tune.trial import clear, read_outcome, start, stop
@@ -136,7 +138,9 @@ def _measure(directory: RunDirectory, decision: serve.Decision, process: subproc
     if process.poll() is not None:
         return None
     write_json(directory.root / "measured.json", outcome_facts(outcome))
-    judged = _judged(outcome, load, first, len(instances))
+    write_text(directory.root / ANSWERS_FILE, json.dumps(answers_to_json(outcome.answers)) + "\n")
+    seats = seats_of(plan.instances, {service.name: service.arguments for service in spec.services})
+    judged = replace(_judged(outcome, load), details=_details(outcome, instances, seats))
     return replace(judged, status="invalid_timing", reason=invalid, time_s=None) if invalid else judged
 
 
@@ -156,13 +160,10 @@ def _warm_up(traffic: Traffic) -> Traffic:
     return replace(traffic, output_tokens=shortest, rate_per_s=None, concurrency=WARM_UP, num_requests=WARM_UP)
 
 
-def _judged(outcome: Outcome, load: Load, first: Mapping[str, Any], num_instances: int) -> TrialOutcome:
+def _judged(outcome: Outcome, load: Load) -> TrialOutcome:
     """The load in the words of a search."""
     if outcome.failures == outcome.num_requests:
         return TrialOutcome("crash", f"no request was answered: {outcome.answers[0].error}"[:300])
-    label = first.get("metrics", {}).get("cache_tokens", "")
-    metrics = fetch_text(f"{first['url']}/metrics", ASK_S) if label else None
-    cache = find_label(metrics, label) if metrics else None
     time_s, share = seconds_per_good(load.traffic, load.targets, outcome), outcome.good_share
     facts = {
         "goodput_per_s": round(outcome.goodput_per_s, 3),
@@ -175,16 +176,29 @@ def _judged(outcome: Outcome, load: Load, first: Mapping[str, Any], num_instance
     facts |= {"failures": outcome.failures} if outcome.failures else {}
     # Of a share of so many requests; of times, nothing is said.
     half = 1.96 * (share * (1 - share) / outcome.num_requests) ** 0.5 / max(share, 1e-9)
-    return TrialOutcome(
-        "ok", time_s=time_s, half_width_s=time_s * half, tokens_per_s=outcome.output_tokens_per_s,
-        facts=facts,
-        details={
-            "steps": asdict(sum_steps(outcome.answers, num_instances)),
-            "cache_tokens": int(cache) if cache and cache.isdecimal() else None,
-            "late_s": outcome.late_s,
-            "host_busy": outcome.host_busy,
-        },
-    )  # fmt: skip
+    tokens_per_s = outcome.output_tokens_per_s
+    return TrialOutcome("ok", time_s=time_s, half_width_s=time_s * half, tokens_per_s=tokens_per_s, facts=facts)
+
+
+def _details(outcome: Outcome, instances: Sequence[Mapping[str, Any]], seats: Sequence[Seat]) -> dict[str, Any]:
+    """What a search learns from, instance by instance."""
+    sums = steps_of(seats, outcome.answers)
+    return {
+        "instances": [
+            {"steps": asdict(each), "cache_tokens": _cache_tokens(instance)}
+            for instance, each in zip(instances, sums, strict=True)
+        ],
+        "late_s": outcome.late_s,
+        "host_busy": outcome.host_busy,
+    }
+
+
+def _cache_tokens(instance: Mapping[str, Any]) -> int | None:
+    """What its KV cache holds, by its own word."""
+    label = instance.get("metrics", {}).get("cache_tokens", "")
+    metrics = fetch_text(f"{instance['url']}/metrics", ASK_S) if label else None
+    cache = find_label(metrics, label) if metrics else None
+    return int(cache) if cache and cache.isdecimal() else None
 
 
 def _leave(process: subprocess.Popen[bytes]) -> None:

@@ -123,6 +123,8 @@ class Answered:
     """Why there is no answer; empty when there is."""
     gaps_s: tuple[float, ...] = ()
     """Between the tokens as they came."""
+    instance: str = ""
+    """That gave it, where a gateway says so."""
 
     @property
     def per_token_s(self) -> float:

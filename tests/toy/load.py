@@ -17,9 +17,10 @@ async def ask(session: aiohttp.ClientSession, load: dict, request: list, began: 
     _, num_input, num_output = request
     body = {"model": load["model"], "prompt": "x" * (CHARACTERS_PER_TOKEN * num_input), "max_tokens": num_output,
             "stream": True}  # fmt: skip
-    begun, times, error = time.monotonic(), [], ""
+    begun, times, error, instance = time.monotonic(), [], "", ""
     try:
         async with session.post(f"{load['url']}/v1/completions", json=body) as response:
+            instance = response.headers.get("X-Flagvega-Instance", "")
             error = "" if response.status == 200 else await response.text()
             async for line in response.content:
                 if line.startswith(b"data: {"):
@@ -31,7 +32,7 @@ async def ask(session: aiohttp.ClientSession, load: dict, request: list, began: 
     first, last = (times[0], times[-1]) if times else (begun, begun)
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     return {"begun_s": begun - began, "first_token_s": first - begun, "took_s": last - begun, "gaps_s": gaps,
-            "input_tokens": num_input, "output_tokens": len(times), "error": error}  # fmt: skip
+            "input_tokens": num_input, "output_tokens": len(times), "error": error, "instance": instance}  # fmt: skip
 
 
 async def run(load: dict) -> dict:

@@ -14,14 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from flagvega.config.spec import Role
 from flagvega.layout.serving import Instance
 from flagvega.serve.batching import Member
 from flagvega.serve.curve import DEFAULT_SLOTS, DEFAULT_STEP_TOKENS, Curve, Row, curve_of
 from flagvega.serve.forecast import forecast
-from flagvega.serve.traffic import Targets, Traffic, draw, judge
+from flagvega.serve.traffic import Answered, Targets, Traffic, draw, judge
 from flagvega.serve.tuning.clients import forecast_clients
 from flagvega.serve.tuning.score import seconds_per_good
-from flagvega.serve.tuning.steps import TYPICAL, StepSums, doubt, fit_steps
+from flagvega.serve.tuning.steps import TYPICAL, StepSums, doubt, fit_steps, sum_steps
 from flagvega.tune.candidates import Expected, Settled, Sight
 from flagvega.tune.learn import Features, Model
 from flagvega.tune.search import Guided
@@ -61,6 +62,7 @@ class Seat:
     form: Form
     slots: int
     step_tokens: int
+    role: Role = "both"
 
 
 def seats_of(instances: Sequence[Instance], arguments: Mapping[str, Mapping[str, Any]]) -> tuple[Seat, ...]:
@@ -70,9 +72,25 @@ def seats_of(instances: Sequence[Instance], arguments: Mapping[str, Mapping[str,
             Form(each.service, each.chip, each.tp, each.pp),
             int(arguments[each.service].get("max_num_seqs") or DEFAULT_SLOTS),
             int(arguments[each.service].get("max_num_batched_tokens") or DEFAULT_STEP_TOKENS),
+            each.role,
         )
         for each in instances
     )
+
+
+def steps_of(seats: Sequence[Seat], answers: Sequence[Answered]) -> list[StepSums]:
+    """The steps of each instance, from what all of them answered.
+
+    Of one that only reads or only writes, half of what is in its steps is not to be seen.
+    """
+    return [
+        sum_steps(
+            [each for each in answers if len(seats) == 1 or each.instance == str(number)], seat.step_tokens, seat.slots
+        )
+        if seat.role == "both"
+        else StepSums()
+        for number, seat in enumerate(seats)
+    ]
 
 
 @dataclass
@@ -95,13 +113,14 @@ class Knowledge:
     def learn(self, configuration: Configuration, trial: Trial) -> None:
         """One more trial."""
         self.taught.append((configuration, trial))
-        forms = {seat.form for seat in configuration.seats}
-        if len(forms) == 1 and (steps := trial.details.get("steps")):
-            form = forms.pop()
-            sums = StepSums(tuple(map(tuple, steps["xx"])), tuple(steps["xy"]), steps["num"])
-            self.sums[form] = self.sums.get(form, StepSums()) + sums
-            if cache := trial.details.get("cache_tokens"):
-                self.caches[form] = cache
+        if told := trial.details.get("instances"):
+            for seat, each in zip(configuration.seats, told, strict=True):
+                steps = each["steps"]
+                if steps["num"]:
+                    sums = StepSums(tuple(map(tuple, steps["xx"])), tuple(steps["xy"]), steps["num"])
+                    self.sums[seat.form] = self.sums.get(seat.form, StepSums()) + sums
+                if each["cache_tokens"]:
+                    self.caches[seat.form] = each["cache_tokens"]
         self._times.clear()
 
     def time_s(self, seats: tuple[Seat, ...]) -> tuple[float, float]:

@@ -1,20 +1,20 @@
-"""From the tokens of a load to the steps of the engine behind it: what a step costs by what is in it.
+"""From the steps of an engine to what a step costs by what is in it.
 
-Every gap between two tokens of an answer is one step. A step's seconds are a line in the number of its sequences and in
-the tokens of prompts that it reads; sums over all gaps of a trial are enough to fit it, also together with others.
+A step's seconds are a line in the number of its sequences and in the tokens of prompts that it reads; sums over all
+gaps between tokens are enough to fit it, also together with those of other trials.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flagvega.serve.curve import DEFAULT_SLOTS, DEFAULT_STEP_TOKENS
 from flagvega.serve.traffic import Answered
+from flagvega.serve.tuning.timeline import read_steps
 
 Vector = NDArray[np.float64]
 TYPICAL = (0.03, 0.0005, 0.0001)
@@ -41,29 +41,18 @@ class StepSums:
         return StepSums(xx, tuple(map(sum, zip(self.xy, other.xy, strict=True))), self.num + other.num)
 
 
-def sum_steps(answers: Sequence[Answered], num_instances: int = 1) -> StepSums:
-    """The sums of a load on so many instances alike, which are taken to share it evenly."""
-    done = [answer for answer in answers if not answer.error and answer.gaps_s]
-    if not done:
-        return StepSums()
-    firsts = sorted((each.begun_s + each.first_token_s, each.input_tokens) for each in done)
-    starts, ends = [at for at, _ in firsts], sorted(each.begun_s + each.took_s for each in done)
-    tokens = [0, *accumulate(num for _, num in firsts)]
-    rows, gaps = [], []
-    for each in done:
-        at = each.begun_s + each.first_token_s
-        for gap in each.gaps_s:
-            if gap > 0:
-                middle = at + gap / 2
-                active = bisect_right(starts, middle) - bisect_right(ends, middle)
-                # Of prompts whose first token came with the token at the end of this gap.
-                read = tokens[bisect_right(starts, middle + gap)] - tokens[bisect_right(starts, middle)]
-                rows.append((1.0, max(1.0, active / num_instances), read / num_instances))
-                gaps.append(gap)
-            at += gap
+def sum_steps(
+    answers: Sequence[Answered], step_tokens: int = DEFAULT_STEP_TOKENS, slots: int = DEFAULT_SLOTS
+) -> StepSums:
+    """The sums of what one instance answered, which takes in so many tokens a step and sequences at once."""
+    steps, gaps = read_steps(answers, step_tokens, slots)
+    rows = [
+        (float(last - first), *(float(sum(part)) for part in zip(*steps[first + 1 : last + 1], strict=True)))
+        for first, last, _ in gaps
+    ]
     if not rows:
         return StepSums()
-    y = np.array(gaps)
+    y = np.array([gap for _, _, gap in gaps])
     # Tokens that a busy host handed out together have gaps of nearly nothing, which must not count for much.
     weights = 1 / np.maximum(y, np.median(y))
     x = np.array(rows) * weights[:, None]

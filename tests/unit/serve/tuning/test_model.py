@@ -12,9 +12,9 @@ from flagvega.serve.curve import Curve
 from flagvega.serve.forecast import forecast
 from flagvega.serve.traffic import Answered, Lengths, Outcome, Targets, Traffic, draw, fixed, judge
 from flagvega.serve.tuning.clients import forecast_clients
-from flagvega.serve.tuning.model import Configuration, Form, GuidedByTraffic, Knowledge, Seat
+from flagvega.serve.tuning.model import Configuration, Form, GuidedByTraffic, Knowledge, Seat, steps_of
 from flagvega.serve.tuning.score import NEVER_S, least_s, seconds_per_good
-from flagvega.serve.tuning.steps import StepSums
+from flagvega.serve.tuning.steps import StepSums, fit_steps
 from flagvega.tune.learn import Model
 from flagvega.tune.pool import Pool
 from flagvega.tune.search import NoHistory
@@ -44,7 +44,7 @@ def true_s(slots: int, step_tokens: int = 512) -> float:
 
 
 def trial(configuration: Configuration, number: int, time_s: float) -> Trial:
-    details = {"steps": asdict(sums_of(TRUE)), "cache_tokens": 100_000}
+    details = {"instances": [{"steps": asdict(sums_of(TRUE)), "cache_tokens": 100_000}]}
     return Trial("ok", key=str(number), point=configuration.point(0).record, number=number, time_s=time_s,
                  details=details)  # fmt: skip
 
@@ -134,3 +134,21 @@ def outcome(*answers: Answered) -> Outcome:
 def test_late_answers_count_little_and_the_later_the_less(answers: tuple[Answered, ...], expected_s: float) -> None:
     traffic = Traffic(fixed(1), fixed(2), rate_per_s=2.0)
     assert seconds_per_good(traffic, Targets(1.0, 0.1), outcome(*answers)) == pytest.approx(expected_s)
+
+
+def test_unlike_chips_in_one_trial_teach_each_its_own_steps() -> None:
+    knowledge = Knowledge(TRAFFIC, TARGETS)
+    fast, slow = Form("m", "emu-l"), Form("m", "emu-s")
+    both = Configuration((), (Seat(fast, 16, 512), Seat(slow, 8, 512)), knowledge)
+    true = {fast: (0.04, 0.0006, 1 / 12000), slow: TRUE}
+    told = [{"steps": asdict(sums_of(true[seat.form])), "cache_tokens": None} for seat in both.seats]
+    knowledge.learn(both, Trial("ok", key="1", point={}, number=1, time_s=1.0, details={"instances": told}))
+    for form, expected in true.items():
+        assert fit_steps(knowledge.sums[form]) == pytest.approx(expected, rel=0.05)
+
+
+def test_an_instance_is_taught_by_what_it_answered_itself_and_not_by_half_a_request() -> None:
+    answers = [Answered(0.1 * i, 0.05, 0.45, 8, 9, gaps_s=(0.05,) * 8, instance=str(i % 2)) for i in range(10)]
+    seats = (Seat(FORM, 16, 512), Seat(FORM, 16, 512), Seat(FORM, 16, 512, "decode"))
+    assert [sums.num for sums in steps_of(seats, answers)] == [40, 40, 0]
+    assert [sums.num for sums in steps_of(seats[:1], answers)] == [80]

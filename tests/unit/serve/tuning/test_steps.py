@@ -10,18 +10,30 @@ from flagvega.serve.tuning.steps import TYPICAL, StepSums, fit_steps, sum_steps
 BASE, SEQUENCE, PROMPT = 0.04, 0.0006, 1 / 12000
 
 
-def answers_of(rate: float, num: int, slots: int = 16) -> list[Answered]:
+def answers_of(
+    rate: float, num: int, slots: int = 16, step_tokens: int = 100_000, longest: int = 256
+) -> list[Answered]:
     """What an engine gives whose steps take what is said above, token by token."""
-    requests = draw(Traffic(Lengths(least=32, most=256), Lengths(least=16, most=64), rate_per_s=rate, num_requests=num))
+    requests = draw(
+        Traffic(Lengths(least=32, most=longest), Lengths(least=16, most=64), rate_per_s=rate, num_requests=num)
+    )
     times: list[list[float]] = [[] for _ in requests]
+    left = [request.input_tokens for request in requests]
     waiting, running, now_s = list(range(num)), list[int](), 0.0
     while waiting or running:
         if not running:
             now_s = max(now_s, requests[waiting[0]].at_s)
-        new = [i for i in waiting if requests[i].at_s <= now_s][: slots - len(running)]
-        waiting, running = [i for i in waiting if i not in new], running + new
-        now_s += BASE + SEQUENCE * len(running) + PROMPT * sum(requests[i].input_tokens for i in new)
-        for i in running:
+        giving, room, num_read = [i for i in running if not left[i]], step_tokens, 0
+        room -= len(giving)
+        running += (new := [i for i in waiting if requests[i].at_s <= now_s][: slots - len(running)])
+        waiting = [i for i in waiting if i not in new]
+        reading = []
+        for i in [i for i in running if left[i]]:
+            if taken := min(left[i], room - num_read):
+                reading.append(i)
+                left[i], num_read = left[i] - taken, num_read + taken
+        now_s += BASE + SEQUENCE * (len(giving) + len(reading)) + PROMPT * num_read
+        for i in [*giving, *(i for i in reading if not left[i])]:
             times[i].append(now_s)
         running = [i for i in running if len(times[i]) < requests[i].output_tokens]
     found = []
@@ -37,6 +49,15 @@ def test_the_steps_of_an_engine_are_found_in_its_answers() -> None:
     assert base == pytest.approx(BASE, rel=0.05)
     assert sequence == pytest.approx(SEQUENCE, rel=0.25)
     assert prompt == pytest.approx(PROMPT, rel=0.25)
+
+
+@pytest.mark.parametrize(("rate", "slots"), [(2.0, 16), (6.0, 16), (6.0, 4), (12.0, 48)])
+def test_prompts_that_take_several_steps_are_in_all_of_them(rate: float, slots: int) -> None:
+    answers = answers_of(rate, 60, slots, step_tokens=128, longest=900)
+    base, sequence, prompt = fit_steps(sum_steps(answers, 128, slots))
+    assert base == pytest.approx(BASE, rel=0.05)
+    assert sequence == pytest.approx(SEQUENCE, rel=0.25)
+    assert prompt == pytest.approx(PROMPT, rel=0.1)
 
 
 def test_sums_of_two_loads_tell_as_much_as_one_of_both() -> None:
