@@ -18,6 +18,7 @@ from flagvega.config.report import Report
 _TEXT_SCRIPT: Final = re.compile(
     r"(.*/)?(flagscale/(train/)?(\w+/)*train(_\w+)?\.py|pretrain_gpt\.py|flagscale/inference/inference_\w+\.py)"
 )
+_OTHER_MODEL: Final = re.compile(r"rwkv|mamba|bert|_t5|retro", re.IGNORECASE)
 _IMAGE_SCRIPT: Final = re.compile(r"llava|vision|multimodal|clip|emu|robo|_vl|_mm\b", re.IGNORECASE)
 
 
@@ -74,3 +75,5 @@ def check_entrypoint(entrypoint: str, path: str, report: Report) -> None:
         report.fault(path, f"'{entrypoint}' is not run: an entrypoint of your own has no place here", fix)
     elif _IMAGE_SCRIPT.search(entrypoint.rpartition("/")[2]):
         report.fault(path, f"'{entrypoint}' works on images", "flagvega is for language models on text")
+    elif _OTHER_MODEL.search(entrypoint.rpartition("/")[2]):
+        report.fault(path, f"'{entrypoint}' trains another kind of model", "flagvega trains decoders of the GPT family")

@@ -49,6 +49,7 @@ def test_a_refused_key_tells_what_to_write_instead(row, write, faults):
         ("flagscale/train/train_gpt.py", ""),
         ("flagscale/train/megatron/train_gpt.py", ""),
         ("./flagscale/train/train_llava_onevision.py", "on images"),
+        ("./flagscale/train/train_rwkv.py", "GPT family"),
         ("mine/train.py", "delete the key"),
     ],
 )
