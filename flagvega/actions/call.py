@@ -37,6 +37,7 @@ OPTIONS: Mapping[str, str] = {
     "dtype": "fp32, bf16 or fp16: the element type that action=convert writes (that of the run)",
     "micro_batches": "samples of a rank at which action=profile measures (1,2,4)",
     "tp": "1,2: tensor parallelism at which action=profile measures services (their own)",
+    "roles": "true: action=profile measures as well what handing prompts over between two instances takes",
     "merge": "a.json,b.json: action=env makes one cluster file of what it printed (output=json) on several hosts",
     "construct": "false: dryrun does not ask the engine's own classes, which takes seconds",
     "debug": "true: show the traceback of a mistake",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +21,20 @@ from flagvega.errors import ConfigError, Fault, NoPlanError
 from flagvega.layout.serving import serve_plan_to_json
 from flagvega.platform import find_chip
 from flagvega.records import write_json, write_text, writing
-from flagvega.serve.advice import Gain, find_changes, find_gains, find_limit, misses, rate_of, why_never
-from flagvega.serve.choose import Kind, Outlook, Problem, choose, find_kind, holds
-from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Row, read_serve_profile
+from flagvega.serve.advice import (
+    Gain,
+    find_changes,
+    find_gains,
+    find_limit,
+    misses,
+    rate_of,
+    tell_roles,
+    why_never,
+)
+from flagvega.serve.choose import choose
+from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Passing, Row, passing_of, read_serve_profile
+from flagvega.serve.fleets import PARTS, Outlook, Problem, holds
+from flagvega.serve.kinds import Kind, find_kind
 from flagvega.serve.place import find_host, place
 from flagvega.serve.tables import fleet_table, gains_table
 from flagvega.serve.traffic import Traffic, outcome_facts
@@ -47,6 +59,8 @@ class Question:
     """Measured forms on the chips of the host."""
     profile: Path
     time_s: float
+    no_roles: str = ""
+    """Why instances cannot share requests, in words."""
 
 
 def act(call: Call) -> Answer:
@@ -59,11 +73,11 @@ def act(call: Call) -> Answer:
     if problem.objective == "cost" and changes:
         raise NoPlanError(_infeasible(outlook, problem, changes))
     rate = rate_of(outlook.fleet, problem)
-    gains = find_gains(outlook.fleet, problem)
+    gains = find_gains(outlook.fleet, problem, rate)
     planned = _services(spec, outlook)
-    document = _document(spec, outlook, problem, rate, gains, changes, planned)
+    document = _document(spec, outlook, question, rate, gains, changes, planned)
     yaml_file = _write(spec, document, planned, question, outlook.patience_s)
-    facts = _facts(outlook, problem, rate, changes)
+    facts = _facts(outlook, question, rate, changes)
     run = f"run it: python run.py --config-path {yaml_file.parent} --config-name {yaml_file.stem} action=run"
     tables = (fleet_table(outlook, problem), *([gains_table(gains, rate)] if gains else []))
     return Answer(document, (*tables, *facts, f"written to {spec.exp_dir / PLAN_FILE} and {yaml_file}", run))
@@ -84,7 +98,8 @@ def pose(call: Call, spec: Spec) -> Question:
     if len(models) > 1:
         raise ConfigError(Fault(f"a plan is for one model, not {', '.join(sorted(models))}", where_of(spec, "serve")))
     counts = Counter(cluster.nodes[0].devices)
-    measured = [row for row in read_serve_profile(path).instances if row.model in models and row.chip in counts]
+    profile = read_serve_profile(path)
+    measured = [row for row in profile.instances if row.model in models and row.chip in counts]
     if not measured:
         what = f"{path} holds no measurement of {models.pop()} on {', '.join(counts)}"
         raise ConfigError(Fault(what, where_of(spec, "plan.profile"), "measure with action=profile"))
@@ -93,11 +108,46 @@ def pose(call: Call, spec: Spec) -> Question:
     found = (find_kind(row, traffic, targets, prices[row.chip] * row.num_devices) for row in rows)
     kinds = tuple(kind for kind in found if kind)
     problem = Problem(kinds, dict(counts), traffic, targets, "cost" if block.objective == "cost" else "goodput")
-    if not kinds:
+    problem, no_roles = _with_roles(call, spec, problem, rows, prices, passing_of(profile, measured[0].model))
+    if not kinds and {kind.role for kind in problem.split} < set(PARTS):
         reasons = "; ".join(why_never(rows, problem))
         what = f"no instance meets the targets for {targets.share:.0%} of requests at any rate: {reasons}"
         raise NoPlanError(Fault(what, where_of(spec, "traffic.targets"), "ask for less, or measure faster chips"))
-    return Question(problem, tuple(rows), path, block.time_s)
+    return Question(problem, tuple(rows), path, block.time_s, no_roles)
+
+
+def _with_roles(call: Call, spec: Spec, problem: Problem, rows: Sequence[Row], prices: Mapping[str, float],
+                passing: Passing | None) -> tuple[Problem, str]:  # fmt: skip
+    """The problem with readers and writers among its kinds; or as it was, and why there are none."""
+    if passing is None:
+        return problem, "what handing a prompt over takes was not measured (action=profile roles=true)"
+    refused = {
+        frozenset((one.name, other.name)): why
+        for one, other in combinations_with_replacement(rows, 2)
+        if (why := _find_refusal(call, spec, one, other))
+    }
+    if len(refused) == len(rows) * (len(rows) + 1) / 2:
+        return problem, next(iter(refused.values()))
+    found = (
+        find_kind(row, problem.traffic, problem.targets, prices[row.chip] * row.num_devices, role)
+        for row in rows
+        for role in PARTS
+    )
+    split = tuple(kind for kind in found if kind)
+    return replace(problem, split=split, passing=passing, apart=frozenset(refused)), ""
+
+
+def _find_refusal(call: Call, spec: Spec, one: Row, other: Row) -> str:
+    """Why one form cannot read for another, as the engine says; empty where it can."""
+    services = tuple(
+        replace(_formed(_base(spec, row), row, spec), name=role, role=role)
+        for role, row in zip(PARTS, (one, other), strict=True)
+    )
+    instances = [place(replace(spec, services=(service,)))[1].instances[0] for service in services]
+    instances = [replace(instance, id=i) for i, instance in enumerate(instances)]
+    pair = replace(spec, services=services)
+    faults = [*call.server.check(pair), *call.server.check_plan(pair, instances)]
+    return faults[0].what if faults else ""
 
 
 def _read_block(spec: Spec) -> PlanBlock:
@@ -174,7 +224,8 @@ def _words(found: Counter[str], total: int) -> str:
     return ", ".join(f"{what} {number / total:.1%}" for what, number in found.most_common())
 
 
-def _facts(outlook: Outlook, problem: Problem, rate: float, changes: Sequence[str]) -> Iterator[str]:
+def _facts(outlook: Outlook, question: Question, rate: float, changes: Sequence[str]) -> Iterator[str]:
+    problem = question.problem
     outcome, targets = outlook.outcome, problem.targets
     price = f", price {outlook.price_per_hour:.4g} an hour" if outlook.price_per_hour else ""
     yield (
@@ -185,6 +236,10 @@ def _facts(outlook: Outlook, problem: Problem, rate: float, changes: Sequence[st
         yield f"the others: {_words(found, len(outlook.forecast.answers))}"
     yield f"holds the targets up to {rate:.3g} requests/s" if rate else "does not hold the targets at any rate"
     yield f"limited by {find_limit(outlook)}"
+    yield tell_roles(outlook, problem) or f"no roles: {question.no_roles}"
+    if outlook.has_roles:
+        passing = problem.passing
+        yield f"handing a prompt over was measured: {passing.base_s:.3g} s and {passing.token_s:.3g} s for each token"
     used = Counter[str]()
     for kind, number in outlook.fleet:
         used[kind.row.chip] += kind.row.num_devices * number
@@ -205,25 +260,30 @@ def _services(spec: Spec, outlook: Outlook) -> tuple[Service, ...]:
     return tuple(_service(_base(spec, kind.row), kind, number, spec) for kind, number in outlook.fleet)
 
 
-def _service(base: Service, kind: Kind, number: int, spec: Spec) -> Service:
-    row = kind.row
+def _formed(base: Service, row: Row, spec: Spec) -> Service:
+    """A service in a form that was measured."""
     first = spec.services[0]
     arguments = {name: value for name, value in base.arguments.items() if name != "port"}
     arguments |= {
         "served_model_name": first.arguments.get("served_model_name") or [first.name],
-        "max_num_seqs": kind.slots,
         "max_num_batched_tokens": row.arguments.get("max_num_batched_tokens") or DEFAULT_STEP_TOKENS,
     }
     arguments |= {"tensor_parallel_size": row.tp} if row.tp > 1 else {}
     arguments |= {"pipeline_parallel_size": row.pp} if row.pp > 1 else {}
-    name = "-".join([row.service, *row.name.split()])
-    return replace(base, name=name, arguments=arguments, num_replicas=number, chip=row.chip, role="both")
+    return replace(base, arguments=arguments, num_replicas=1, chip=row.chip, role="both")
 
 
-def _document(spec: Spec, outlook: Outlook, problem: Problem, rate: float, gains: Sequence[Gain],
+def _service(base: Service, kind: Kind, number: int, spec: Spec) -> Service:
+    formed = _formed(base, kind.row, spec)
+    name = "-".join([kind.row.service, *kind.name.split()])
+    arguments = {**formed.arguments, "max_num_seqs": kind.slots}
+    return replace(formed, name=name, arguments=arguments, num_replicas=number, role=kind.role)
+
+
+def _document(spec: Spec, outlook: Outlook, question: Question, rate: float, gains: Sequence[Gain],
               changes: Sequence[str], planned: Sequence[Service]) -> dict[str, Any]:  # fmt: skip
     _, plan = place(replace(spec, services=tuple(planned)))
-    outcome = outlook.outcome
+    outcome, problem = outlook.outcome, question.problem
     return {
         **serve_plan_to_json(plan),
         "predictions": {
@@ -235,12 +295,13 @@ def _document(spec: Spec, outlook: Outlook, problem: Problem, rate: float, gains
             "limited_by": find_limit(outlook),
             "misses": dict(misses(outlook.forecast.answers, problem.targets)),
             "instances": [
-                {"form": kind.row.name, "slots": kind.slots, "num_requests": share.num_requests,
+                {"form": kind.row.name, "role": kind.role, "slots": kind.slots, "num_requests": share.num_requests,
                  "sequences": share.sequences, "reading": share.reading}
                 for kind, share in zip(outlook.members, outlook.forecast.shares, strict=True)
             ],
             "one_more": {gain.chip: gain.rate_per_s for gain in gains},
             "changes": list(changes),
+            "roles": tell_roles(outlook, problem) or question.no_roles,
         },
         "traffic": {"rate_per_s": problem.rate_per_s, "targets": vars(problem.targets)},
         "objective": problem.objective,
@@ -272,6 +333,7 @@ def _entry(service: Service) -> dict[str, Any]:
     return {
         "serve_id": service.name,
         "chip": service.chip,
+        **({"role": service.role} if service.role != "both" else {}),
         "engine": service.engine,
         "engine_args": dict(service.arguments),
         "resources": {"num_replicas": service.num_replicas},

@@ -8,26 +8,21 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
-from flagvega.serve.choose import (
-    POOLED,
-    Fleet,
-    Outlook,
-    Problem,
-    highest_rate,
-    look,
-    members_of,
-    pack,
-    take_alone,
-    whole,
-)
+from flagvega.serve.choose import most
 from flagvega.serve.curve import Row, curve_of
-from flagvega.serve.forecast import REFUSED, forecast
+from flagvega.serve.fleets import POOLED, Fleet, Outlook, Problem, add, look, members_of, take_alone, whole, works
+from flagvega.serve.forecast import REFUSED, Share, forecast
+from flagvega.serve.kinds import Kind, highest_rate
 from flagvega.serve.traffic import Answered, Targets, draw, percentile
 
 BUSY: Final = 0.7
 """Share of its places beyond which an instance has as much to do as chance allows."""
 MOST_MORE: Final = 16
 """Chips more than there are, that are tried."""
+LOOK_S: Final = 1.0
+"""For each number of chips more, to look for roles."""
+RAISED: Final = 1.2
+"""Times what is held: a rate at which it shows what one more brings."""
 BEARABLE: Final = 5.0
 """Times a target: what is further away is no small change."""
 
@@ -37,6 +32,8 @@ class Gain:
     """What one more chip of a kind would bring."""
 
     chip: str
+    name: str
+    """Of the kind of instance on it."""
     rate_per_s: float
     """The highest rate at which the targets would hold."""
 
@@ -44,29 +41,62 @@ class Gain:
 def rate_of(fleet: Fleet, problem: Problem) -> float:
     """The highest rate at which a set holds the targets, in requests a second."""
     members = [kind.member for kind in members_of(fleet)]
-    return highest_rate(members, problem.traffic, problem.targets, POOLED * take_alone(fleet))
+    start = POOLED * take_alone(fleet, problem)
+    return highest_rate(members, problem.traffic, problem.targets, start, passing=problem.passing)
 
 
-def find_gains(fleet: Fleet, problem: Problem) -> list[Gain]:
-    """What the smallest instance more on each kind of chip would bring."""
+def find_gains(fleet: Fleet, problem: Problem, rate_per_s: float) -> list[Gain]:
+    """What the smallest instance more on each kind of chip would bring, with the role in which it brings most.
+
+    ``rate_per_s`` is the highest at which ``fleet`` holds the targets.
+    """
+    raised = replace(problem, traffic=replace(problem.traffic, rate_per_s=RAISED * (rate_per_s or problem.rate_per_s)))
     gains = []
     for chip in problem.counts:
-        if sizes := [kind.row.num_devices for kind in problem.kinds if kind.row.chip == chip]:
-            more = (*fleet, *pack(problem.kinds, chip, min(sizes))[-1])
-            gains.append(Gain(chip, rate_of(more, problem)))
+        own = [kind for kind in (*problem.kinds, *problem.split) if kind.row.chip == chip]
+        size = min((kind.row.num_devices for kind in own), default=0)
+        more = {kind: add(fleet, {kind: 1}) for kind in own if kind.row.num_devices == size}
+        able = [kind for kind, found in more.items() if works(found, problem)]
+        if able:
+            kind = able[0]
+            if len(able) > 1:
+                kind = max(able, key=lambda each: look(more[each], raised).outcome.good_share)
+            gains.append(Gain(chip, kind.name, rate_of(more[kind], problem)))
     return sorted(gains, key=lambda gain: -gain.rate_per_s)
+
+
+def tell_roles(outlook: Outlook, problem: Problem) -> str:
+    """Whether instances have roles, and what else would come of them, in words."""
+    other = outlook.other
+    would = f"{other.outcome.goodput_per_s:.3g} requests/s would meet the targets" if other else ""
+    if outlook.has_roles:
+        return f"roles: without them {would}" if other else "roles: without them no set does it"
+    if not problem.split:
+        return ""
+    if other:
+        names = ", ".join(f"{number} x {kind.name}" for kind, number in other.fleet)
+        return f"no roles: with them ({names}) {would}"
+    return "no roles: nearly all requests meet the targets without them"
 
 
 def find_limit(outlook: Outlook) -> str:
     """What is short first, in words: the fullest instance, and why it is not fuller."""
     members, shares = outlook.members, outlook.forecast.shares
-    fullest = max(range(len(members)), key=lambda i: shares[i].sequences / members[i].slots)
-    kind, share = members[fullest], shares[fullest]
+    kind, share = max(zip(members, shares, strict=True), key=lambda pair: _fullness(*pair))
     if share.num_preempted > share.num_requests / 100:
         return f"the cache of {kind.row.name}: {share.num_preempted} answers had to be begun anew"
-    what = f"{kind.row.name}: {share.sequences:.1f} of {kind.slots} places are taken on average"
+    fullness = _fullness(kind, share)
+    if kind.role == "prefill":
+        what = f"{kind.name} prompts for {fullness:.0%} of its time"
+        return what if fullness > BUSY else f"nothing: {what}"
+    what = f"{kind.name}: {share.sequences:.1f} of {kind.slots} places are taken on average"
     reading = f"; prompts take {share.reading:.0%} of its time" if share.reading > 0.05 else ""
-    return f"{what}{reading}; {kind.bound}" if share.sequences > BUSY * kind.slots else f"nothing: {what}"
+    return f"{what}{reading}; {kind.bound}" if fullness > BUSY else f"nothing: {what}"
+
+
+def _fullness(kind: Kind, share: Share) -> float:
+    """Share of what an instance can do that is used."""
+    return share.busy if kind.role == "prefill" else share.sequences / kind.slots
 
 
 def misses(answers: Sequence[Answered], targets: Targets) -> Counter[str]:
@@ -98,7 +128,7 @@ def why_never(rows: Sequence[Row], problem: Problem) -> Iterator[str]:
 
 def find_changes(problem: Problem) -> list[str]:
     """What would have to change, one thing at a time, for the targets to hold: words, the smallest change of each."""
-    fleet = whole(problem)
+    fleet = most(problem, LOOK_S).fleet
     rate = rate_of(fleet, problem)
     found = [f"a rate of {rate:.3g} requests/s"] if rate else []
     for chip in problem.counts:
@@ -109,14 +139,14 @@ def find_changes(problem: Problem) -> list[str]:
 
 def _more(problem: Problem, chip: str) -> int | None:
     """Chips more that would do."""
-    if not any(kind.row.chip == chip for kind in problem.kinds):
+    if not any(kind.row.chip == chip for kind in (*problem.kinds, *problem.split)):
         return None
 
     def enough(number: int) -> bool:
         more = replace(problem, counts={**problem.counts, chip: problem.counts[chip] + number})
-        if POOLED * take_alone(whole(more)) < problem.rate_per_s:
+        if not more.split and POOLED * take_alone(whole(more), more) < problem.rate_per_s:
             return False
-        return look(whole(more), more).outcome.good_share >= problem.targets.share
+        return most(more, LOOK_S).outcome.good_share >= problem.targets.share
 
     high = 1
     while high <= MOST_MORE and not enough(high):
@@ -133,7 +163,7 @@ def _more(problem: Problem, chip: str) -> int | None:
 def _bearable(fleet: Fleet, problem: Problem) -> list[str]:
     """Targets that all devices together would hold at this rate, where they are not far from those asked for."""
     targets = problem.targets
-    answers = forecast([kind.member for kind in members_of(fleet)], draw(problem.traffic), inf).answers
+    answers = forecast([kind.member for kind in members_of(fleet)], draw(problem.traffic), inf, problem.passing).answers
     firsts = percentile(sorted(answer.first_token_s for answer in answers), targets.share)
     betweens = percentile(sorted(answer.per_token_s for answer in answers), targets.share)
     given = {"first_token_s": (targets.first_token_s, firsts), "per_token_s": (targets.per_token_s, betweens)}

@@ -23,6 +23,11 @@ DEFAULT_STEP_TOKENS: Final = 2048
 """vLLM's own ``max_num_seqs`` and ``max_num_batched_tokens`` of a server, where the YAML gives none."""
 
 
+def form_name(chip: str, tp: int, pp: int) -> str:
+    """What a form of an instance is called."""
+    return " ".join([chip, *([f"tp{tp}"] if tp > 1 else []), *([f"pp{pp}"] if pp > 1 else [])])
+
+
 @dataclass(frozen=True)
 class Level:
     """So many sequences at once, none of which has prompt left to read."""
@@ -76,8 +81,7 @@ class Row:
     @property
     def name(self) -> str:
         """What it is called in tables."""
-        degrees = [f"tp{self.tp}"] * (self.tp > 1) + [f"pp{self.pp}"] * (self.pp > 1)
-        return " ".join([self.chip, *degrees])
+        return form_name(self.chip, self.tp, self.pp)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Handover:
     """Name of the form that reads."""
     writer: str
     readings: tuple[Reading, ...]
-    """By the length of the prompt, what a client of the two sees."""
+    """The first token of who writes, since who reads has answered."""
 
 
 @dataclass(frozen=True)
@@ -154,28 +158,18 @@ class Passing:
 
 
 def passing_of(profile: ServeProfile, model: str) -> Passing | None:
-    """What handing over adds to reading a prompt and to a step of who writes; None where it was not measured."""
+    """What handing over takes beside a step of who writes; None where it was not measured."""
     rows = {row.name: row for row in profile.instances if row.model == model}
-    pairs = [
-        (rows[each.reader], rows[each.writer], each.readings)
-        for each in profile.handovers
-        if each.model == model and {each.reader, each.writer} <= rows.keys()
-    ]
     points = [
-        (each.tokens, each.first_token_s - _read_s(reader, each.tokens) - writer.levels[0].step_s)
-        for reader, writer, readings in pairs
-        for each in readings
+        (each.tokens, each.first_token_s - rows[found.writer].levels[0].step_s)
+        for found in profile.handovers
+        if found.model == model and found.writer in rows
+        for each in found.readings
     ]
     if not points:
         return None
     slope, base = _line(points)
     return Passing(max(0.0, base), slope)
-
-
-def _read_s(row: Row, tokens: int) -> float:
-    """Seconds to the first token of a prompt that has the instance for itself."""
-    curve = curve_of(row)
-    return curve.overhead_s + ceil(tokens / curve.step_tokens) * curve.step_s(1) + tokens * curve.prompt_token_s
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

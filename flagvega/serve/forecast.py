@@ -32,6 +32,8 @@ class Share:
     """That it worked on at once, on average."""
     reading: float
     """Share of the time that prompts took."""
+    busy: float
+    """Share of the time in which it was at work."""
     num_preempted: int
     """Times that its cache was full and a sequence had to be begun anew."""
 
@@ -67,7 +69,8 @@ def forecast(
     answers = [_unanswered(each, REFUSED) if i in refused else fleet.answer(i) for i, each in enumerate(requests)]
     end_s = max(fleet.end_s, requests[-1].at_s)
     shares = tuple(
-        Share(len(each.done), each.held_s / end_s, each.read_s / end_s, each.num_preempted) for each in fleet.engines
+        Share(len(each.done), each.held_s / end_s, each.read_s / end_s, each.step_s / end_s, each.num_preempted)
+        for each in fleet.engines
     )
     places = tuple(fleet.places.get(i, -1) for i in range(len(requests)))
     return Forecast(tuple(answers), places, end_s, shares)

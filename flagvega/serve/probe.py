@@ -21,10 +21,10 @@ def find_trouble(url: str, model: str, key_env: str | None = KEY_ENV) -> str:
     Health alone proves little: some engines answer it, and are ended by their first request.
     """
     try:
-        _ask(f"{url}/health", None, HEALTH_S, key_env)
+        ask(f"{url}/health", None, HEALTH_S, key_env)
         # A token's number: there may be no tokenizer.
         question = {"model": model, "prompt": [1], "max_tokens": 1, "temperature": 0}
-        answer = json.loads(_ask(f"{url}/v1/completions", question, COMPLETION_S, key_env))
+        answer = json.loads(ask(f"{url}/v1/completions", question, COMPLETION_S, key_env))
     except (OSError, http.client.HTTPException, ValueError) as error:
         return _words(error)
     return "" if answer.get("choices") else f"a completion without choices: {answer}"
@@ -33,7 +33,7 @@ def find_trouble(url: str, model: str, key_env: str | None = KEY_ENV) -> str:
 def is_healthy(url: str) -> bool:
     """Whether ``/health`` answers."""
     try:
-        _ask(f"{url}/health", None, HEALTH_S, None)
+        ask(f"{url}/health", None, HEALTH_S, None)
     except (OSError, http.client.HTTPException):
         return False
     return True
@@ -42,12 +42,13 @@ def is_healthy(url: str) -> bool:
 def fetch_text(url: str, timeout_s: float, key_env: str | None = None) -> str | None:
     """What is there; None when nothing answers."""
     try:
-        return _ask(url, None, timeout_s, key_env).decode(errors="replace")
+        return ask(url, None, timeout_s, key_env).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return None
 
 
-def _ask(url: str, body: Any, timeout_s: float, key_env: str | None) -> bytes:
+def ask(url: str, body: Any, timeout_s: float, key_env: str | None) -> bytes:
+    """What a server answers; a body that is not None is sent to it, as JSON."""
     headers = {"Content-Type": "application/json"}
     if key_env and (key := os.environ.get(key_env)):
         headers["Authorization"] = f"Bearer {key}"

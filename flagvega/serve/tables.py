@@ -10,8 +10,8 @@ from rich.table import Table
 
 from flagvega.report.planning import seconds
 from flagvega.serve.advice import Gain
-from flagvega.serve.choose import Outlook, Problem
 from flagvega.serve.curve import ServeProfile, curve_of
+from flagvega.serve.fleets import Outlook, Problem
 from flagvega.serve.traffic import spread
 
 
@@ -22,6 +22,8 @@ def answer_line(answer: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {number:,} tokens" for name, number in found.items() if number)
     if answer["what"] == "reading":
         return f"prompt of {answer['number']:>5} tokens: first token after {seconds(answer['first_token_s'])}"
+    if answer["what"] == "handover":
+        return f"prompt of {answer['number']:>5} tokens handed over: a token {seconds(answer['first_token_s'])} later"
     if answer["what"] == "level":
         rate = f"{answer['tokens_per_s']:,.1f} tokens/s in all"
         return f"{answer['number']:>4} at once: a token every {seconds(answer['step_s'])}, {rate}"
@@ -75,9 +77,10 @@ def fleet_table(outlook: Outlook, problem: Problem) -> Table:
                if place in places]  # fmt: skip
         first, between = (spread([getattr(each, name) for each in own]) for name in ("first_token_s", "per_token_s"))
         table.add_row(
-            str(number), kind.row.name, str(kind.slots), f"{sum(share.sequences for share in shares) / number:.1f}",
+            str(number), kind.name, str(kind.slots), f"{sum(share.sequences for share in shares) / number:.1f}",
             f"{sum(share.num_requests for share in shares) / len(outlook.forecast.places):.0%}",
-            f"{seconds(first.p50)}, {seconds(first.p99)}", f"{seconds(between.p50)}, {seconds(between.p99)}",
+            *([f"{seconds(first.p50)}, {seconds(first.p99)}", f"{seconds(between.p50)}, {seconds(between.p99)}"]
+              if own else ["", ""]),
         )  # fmt: skip
     return table
 
@@ -88,5 +91,5 @@ def gains_table(gains: Sequence[Gain], rate_per_s: float) -> Table:
                   box=SIMPLE_HEAD)  # fmt: skip
     for gain in gains:
         share = f"{gain.rate_per_s / rate_per_s - 1:+.0%}" if rate_per_s else ""
-        table.add_row(gain.chip, f"{gain.rate_per_s:.3g} requests/s", share)
+        table.add_row(gain.name, f"{gain.rate_per_s:.3g} requests/s", share)
     return table

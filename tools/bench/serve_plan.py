@@ -31,9 +31,9 @@ from flagvega.config.report import Report
 from flagvega.records import read_json, write_json
 from flagvega.run.directory import RunDirectory
 from flagvega.serve.batching import Member
-from flagvega.serve.choose import sample_size
 from flagvega.serve.curve import PROFILE_FILE, curve_of, read_serve_profile
 from flagvega.serve.forecast import forecast
+from flagvega.serve.kinds import sample_size
 from flagvega.serve.load import Bench
 from flagvega.serve.traffic import Outcome, Targets, Traffic, draw, judge, outcome_facts
 from flagvega.serve.traffic_block import traffic_of

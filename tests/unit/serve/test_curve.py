@@ -8,11 +8,13 @@ import pytest
 
 from flagvega.errors import ConfigError
 from flagvega.serve.curve import (
+    Handover,
     Level,
     Reading,
     Row,
     ServeProfile,
     curve_of,
+    passing_of,
     profile_to_json,
     read_serve_profile,
 )
@@ -44,6 +46,15 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "p.json"
     file.write_text(json.dumps(profile_to_json(profile)))
     assert read_serve_profile(file) == profile
+
+
+def test_handing_over_is_what_a_first_token_took_beside_the_step_that_gave_it() -> None:
+    readings = (Reading(100, 0.04 + 0.003 + 0.001), Reading(500, 0.04 + 0.003 + 0.005))
+    profile = ServeProfile((ROW,), handovers=(Handover("model", "emu-l", "emu-l", readings),))
+    passing = passing_of(profile, "model")
+    assert passing
+    assert passing.seconds(1000) == pytest.approx(0.013)
+    assert passing_of(profile, "another") is None
 
 
 def broken(**changes: Any) -> dict[str, Any]:

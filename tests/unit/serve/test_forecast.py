@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flagvega.serve.batching import Engine, Member
-from flagvega.serve.curve import Curve
+from flagvega.serve.curve import Curve, Passing
 from flagvega.serve.forecast import REFUSED, TOO_LONG, forecast
 from flagvega.serve.traffic import Lengths, Request, Targets, Traffic, draw, fixed, judge
 
@@ -101,3 +101,53 @@ def test_outcomes_of_forecasts_are_judged_like_measured_ones() -> None:
     outcome = judge(traffic, draw(traffic), found.answers, Targets(1.0, 0.2), found.duration_s)
     assert (outcome.good_share, outcome.failures, outcome.late_s) == (1.0, 0, 0.0)
     assert outcome.output_tokens_per_s == pytest.approx(20, rel=0.1)
+
+
+# ---- one reads, one writes ----
+
+
+def test_a_pair_takes_the_prompt_of_the_one_and_the_steps_of_the_other() -> None:
+    writer = Curve(steps=((1, 0.02),), prompt_token_s=0.1, overhead_s=0.5)
+    members = [Member(CURVE, 4, "prefill"), Member(writer, 4, "decode")]
+    found = forecast(members, [Request(1.0, 80, 11)], passing=Passing(0.003, 0.0001))
+    (answer,) = found.answers
+    read_s, handed_s = 0.05 + 0.08 + 0.01, 0.003 + 80 * 0.0001
+    assert answer.first_token_s == pytest.approx(read_s + handed_s + 0.02 + 0.1)  # the last token is the writer's
+    assert answer.took_s == pytest.approx(answer.first_token_s + 10 * 0.02)
+    assert found.places == (1,)
+    assert [share.num_requests for share in found.shares] == [1, 1]
+
+
+def test_no_prompt_is_read_between_the_tokens_of_who_writes() -> None:
+    traffic = Traffic(fixed(90), fixed(20), rate_per_s=3, num_requests=200)
+    targets = Targets(per_token_s=0.1)
+    met = []
+    for roles in (("both", "both"), ("prefill", "decode")):
+        found = forecast([Member(CURVE, 5, role) for role in roles], draw(traffic))
+        met.append(sum(answer.meets(targets) for answer in found.answers))
+        assert not any(answer.error for answer in found.answers)
+    assert met[0] < 170 < met[1] == 200
+
+
+def test_an_instance_without_a_role_is_taken_alone_or_for_a_part() -> None:
+    slow = Curve(((1, 0.2),), 0.002, step_tokens=100)
+    members = [Member(slow, 4, "prefill"), Member(CURVE, 3), Member(CURVE, 3, "decode")]
+    requests = draw(Traffic(Lengths(least=5, most=120), Lengths(least=1, most=60), rate_per_s=5, num_requests=300))
+    found = forecast(members, requests)
+    assert {*found.places} == {1, 2}
+    assert sum(share.num_requests for share in found.shares) > 300
+    assert not any(answer.error for answer in found.answers)
+
+
+def test_who_waits_to_be_read_holds_a_place_at_who_writes() -> None:
+    requests = [Request(0.0, 90, 40), Request(0.0, 90, 40), Request(0.0, 90, 40)]
+    members = [Member(CURVE, 4, "prefill"), Member(CURVE, 2, "decode")]
+    patient = forecast(members, requests)
+    assert not any(answer.error for answer in patient.answers)
+    assert forecast(members, requests, patience_s=1.0).answers[2].error == REFUSED
+
+
+def test_a_prompt_that_no_reader_holds_has_no_answer() -> None:
+    small = Curve(((1, 0.05),), 0.001, cache_tokens=100)
+    found = forecast([Member(small, 4, "prefill"), Member(CURVE, 4, "decode")], [Request(0, 140, 3), Request(0, 9, 3)])
+    assert [answer.error for answer in found.answers] == [TOO_LONG, ""]
