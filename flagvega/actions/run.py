@@ -8,7 +8,8 @@ from typing import Any
 from flagvega.actions import serve
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import Decision, check_shared, decide
-from flagvega.actions.follow import environment, follow, host_commands, next_commands, ready, summary
+from flagvega.actions.follow import environment, follow, next_commands, ready, summary
+from flagvega.actions.meeting import say_commands
 from flagvega.report.progress import duration
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.prepare import start_detached
@@ -29,8 +30,7 @@ def start(call: Call, decision: Decision) -> Answer:
     step = call.engine.finished_step(decision.spec, decision.plan)
     if step is not None:
         return _finished(decision, step)
-    if decision.launch.rendezvous.num_nodes > 1 and decision.launch.rendezvous.node == 0:
-        call.say("\n    ".join(["each host of this run needs its command:", *host_commands(decision)]))
+    say_commands(decision.spec, decision.launch, call.say)
     directory = ready(call, decision)
     if call.flag("detach"):
         return _started(directory, start_detached(directory, environment(decision)))

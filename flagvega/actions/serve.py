@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,15 +16,16 @@ from rich.table import Table
 from flagvega.actions.call import Answer, Call
 from flagvega.actions.decide import GRACE_S
 from flagvega.actions.follow import next_commands
+from flagvega.actions.meeting import host_commands, meet, say_commands, this_host
 from flagvega.cluster.nodes import Cluster
 from flagvega.config.redact import REDACTED, is_secret
 from flagvega.config.spec import Spec
 from flagvega.errors import ConfigError, Fault, PreflightError
-from flagvega.launch.preflight import check_devices
-from flagvega.launch.rendezvous import Rendezvous
+from flagvega.launch.preflight import check_devices, check_port
+from flagvega.launch.rendezvous import find_rendezvous
 from flagvega.launch.script import Launch, check_launch, command, render, secrets
 from flagvega.layout.job import Job
-from flagvega.layout.serving import ServePlan, serve_plan_to_json
+from flagvega.layout.serving import Instance, ServePlan, serve_plan_to_json
 from flagvega.records import read_json
 from flagvega.report.batch import BatchView
 from flagvega.report.progress import duration
@@ -32,8 +33,11 @@ from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.prepare import prepare, start_detached
 from flagvega.run.supervisor import Supervisor
 from flagvega.serve.batch import BATCH_FILE, RESULT_FILE, count_done
-from flagvega.serve.job import GATEWAY_FILE, SERVE_FILE, gateway_address, has_gateway, make_job
-from flagvega.serve.place import check_port, place
+from flagvega.serve.hosts import serve_file
+from flagvega.serve.job import GATEWAY_FILE, gateway_address, has_gateway, make_job
+from flagvega.serve.place import check_listening, check_reached, place
+from flagvega.serve.probe import KEY_ENV
+from flagvega.serve.sharing import read_key, shared_facts, unshared_told
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Decision:
 
 
 def run(call: Call, given: Spec | None = None) -> Answer:
-    """Start the instances, and stay until they end; detach=true returns at once. ``given``: see :func:`decide`."""
+    """Start this host's instances, and stay until they end; detach=true returns at once. ``given``: as in `decide`."""
     decision = decide(call, given)
     watch: dict[str, Any] = {"chips": [instance.chip for instance in decision.plan.instances]}
     prompts: list[str] = decision.launch.job.files.get(BATCH_FILE, {}).get("prompts", [])
@@ -57,9 +61,10 @@ def run(call: Call, given: Spec | None = None) -> Answer:
         watch["num_prompts"] = len(prompts)
         if len(count_done(decision.launch.run_dir / RESULT_FILE, prompts)) == len(prompts):
             return _all_done(decision.launch.run_dir / RESULT_FILE, len(prompts))
+    say_commands(decision.spec, decision.launch, call.say)
     directory = ready(call, decision, watch)
     commands = next_commands(directory.root)
-    environ = {**os.environ, **secrets(decision.launch, 0)}
+    environ = environment(decision)
     if call.flag("detach"):
         started = start_detached(directory, environ)
         document = {"run_id": started.run_id, "run_dir": str(directory.root), "state": started.state, "next": commands}
@@ -74,40 +79,68 @@ def run(call: Call, given: Spec | None = None) -> Answer:
 
 
 def ready(call: Call, decision: Decision, watch: Mapping[str, Any]) -> RunDirectory:
-    """Check this host, take the run directory and write its files.
+    """Check this host, take the run directory, write its files, and meet the other hosts.
 
     :raises ConfigError: when a model is not there or the chips do not compute it.
-    :raises PreflightError: when the host is not ready.
+    :raises PreflightError: when the host is not ready, or the hosts are about to run different things.
     """
-    faults = [*call.server.check_host(), *check_ports(decision), *check_devices(decision.cluster.nodes[0])]
-    if missing := call.server.check_files(decision.spec, decision.plan.instances):
+    spec, launch = decision.spec, decision.launch
+    node = launch.job.nodes[this_host(spec, launch)].node
+    instances = decision.plan.on(node)
+    faults = [*call.server.check_host(), *check_port(launch.rendezvous), *check_ports(decision)]
+    faults += check_devices(decision.cluster.nodes[node])
+    names = {instance.service for instance in instances}
+    here = replace(spec, services=tuple(service for service in spec.services if service.name in names))
+    if missing := call.server.check_files(here, instances):
         raise ConfigError(missing)
     if faults:
         raise PreflightError(faults)
-    config = yaml.safe_dump(dict(decision.spec.composed), sort_keys=False, allow_unicode=True)
-    return prepare(decision.launch, decision.spec.name, watch, {"config.yaml": config})
+    config = yaml.safe_dump(dict(spec.composed), sort_keys=False, allow_unicode=True)
+    directory = prepare(launch, spec.name, watch, {"config.yaml": config})
+    if decision.plan.num_hosts > 1:
+        with unshared_told(launch.run_dir):
+            meet(spec, launch, directory, shared_facts(spec, decision.plan, launch.run_dir), call.say)
+    return directory
+
+
+def environment(decision: Decision) -> dict[str, str]:
+    """Of the supervisor: the user's own, the secrets that no file holds, and the key of the instances."""
+    launch = decision.launch
+    environ = {**os.environ, **secrets(launch, launch.rendezvous.node or 0)}
+    if decision.plan.num_hosts > 1 and not environ.get(KEY_ENV):
+        environ[KEY_ENV] = read_key(launch.run_dir)
+    return environ
 
 
 def dryrun(call: Call) -> Answer:
     """The plan and every command, and nothing runs."""
     decision = decide(call)
-    launch = decision.launch
-    instances = launch.job.files[SERVE_FILE]["instances"]
+    launch, cluster = decision.launch, decision.cluster
+    hosts = {instance.id: cluster.nodes[instance.node].host for instance in decision.plan.instances}
+    instances = [entry for i, node in enumerate(launch.job.nodes) for entry in node.files[serve_file(i)]["instances"]]
     commands = [
-        {**each, "env": {name: REDACTED if is_secret(name) else value for name, value in each["env"].items()}}
-        for each in instances
-    ]
+        {**each, "host": hosts[each["id"]],
+         "env": {name: REDACTED if is_secret(name) else value for name, value in each["env"].items()}}
+        for each in sorted(instances, key=lambda entry: int(entry["id"]))
+    ]  # fmt: skip
+    several = decision.plan.num_hosts > 1
+    ports, typed = (_ports(decision), host_commands(decision.spec, launch)) if several else ([], [])
     document = {
         "name": decision.spec.name,
         "run_dir": str(launch.run_dir),
         "warnings": list(decision.warnings),
-        "cluster": [{"host": node.host, "devices": list(node.devices)} for node in decision.cluster.nodes],
+        "cluster": [{"host": node.host, "devices": list(node.devices)} for node in cluster.nodes],
         "plan": serve_plan_to_json(decision.plan),
         "commands": commands,
-        "keeper": command(launch, 0),
+        "keepers": [{"host": node.host, "argv": command(launch, i)} for i, node in enumerate(launch.job.nodes)],
+        "ports": ports,
+        "type": typed,
         "files": render(launch),
     }
-    return Answer(document, (*_shown(decision.plan, commands), "\nNothing was started."))
+    shown = _shown(decision.plan, commands, several)
+    if several:
+        shown += ["\n--- who must be reached where", *ports, "\n--- type on each host", *typed]
+    return Answer(document, (*shown, "\nNothing was started."))
 
 
 def decide(call: Call, given: Spec | None = None) -> Decision:
@@ -122,63 +155,85 @@ def decide(call: Call, given: Spec | None = None) -> Decision:
     cluster, plan = place(spec)
     if faults := list(server.check_plan(spec, plan.instances)):
         raise ConfigError(faults)
-    warnings = tuple(server.warnings(spec, plan.instances))
-    for warning in warnings:
-        call.say(f"warning: {warning}")
+    job = make_job(spec, plan, cluster, server)
     launch = Launch(
         run_dir=Path(os.path.abspath(spec.exp_dir)),
         directory=Path.cwd(),
-        job=make_job(spec, plan, cluster, server),
-        ranks=(tuple(instance.id for instance in plan.instances),),
-        rendezvous=Rendezvous(),
+        job=job,
+        ranks=tuple(tuple(instance.id for instance in plan.on(node.node)) for node in job.nodes),
+        rendezvous=find_rendezvous(spec.runner, {node.node: node.host for node in job.nodes}, os.environ),
         grace_s=call.number("grace_s", GRACE_S),
         before_start=spec.cmds.before_start,
         after_stop=spec.cmds.after_stop,
     )
-    _check_gateway(spec, launch.job)
+    _check_gateway(spec, job)
     if faults := check_launch(launch):
         raise ConfigError(faults)
+    warnings = tuple(server.warnings(spec, _instances_here(launch, plan)))
+    for warning in warnings:
+        call.say(f"warning: {warning}")
     return Decision(spec, cluster, plan, launch, (*spec.warnings, *warnings))
+
+
+def _instances_here(launch: Launch, plan: ServePlan) -> tuple[Instance, ...]:
+    """Those of this host, of whose packages something can be said; all, where it is none of the run's."""
+    position = launch.rendezvous.node
+    return plan.instances if position is None else plan.on(launch.job.nodes[position].node)
 
 
 def _check_gateway(spec: Spec, job: Job) -> None:
     """ConfigError with what the gateway would refuse."""
-    if GATEWAY_FILE in job.files:
+    settings = job.nodes[0].files.get(GATEWAY_FILE)
+    if settings is not None:
         from flagvega.serve.gateway.settings import check_settings
 
         try:
-            check_settings(job.files[GATEWAY_FILE], "gateway")
+            # Where the instances' key is not given, it is made later.
+            check_settings(settings, "gateway", {KEY_ENV: KEY_ENV, **os.environ})
         except ConfigError as error:
             faults = [replace(fault, where=spec.where.get(fault.where, fault.where)) for fault in error.faults]
             raise ConfigError(faults) from error
 
 
 def check_ports(decision: Decision) -> list[Fault]:
-    """Whether all addresses of a run are free."""
-    instances, key = decision.plan.instances, "engine_args.port"
-    found = [fault for each in instances for fault in check_port(each.host, each.port, key)]
-    if has_gateway(decision.spec, decision.plan):
-        found += check_port(*gateway_address(decision.spec), "gateway.port")
+    """Whether all addresses of this host are free, and reached by those that need them."""
+    launch, position = decision.launch, decision.launch.rendezvous.node or 0
+    instances, key = decision.plan.on(launch.job.nodes[position].node), "engine_args.port"
+    found = [fault for each in instances for fault in check_listening(each.host, each.port, key)]
+    if position:
+        found += check_reached({each.host for each in instances}, launch.rendezvous.address)
+    elif has_gateway(decision.spec, decision.plan):
+        found += check_listening(*gateway_address(decision.spec), "gateway.port")
         if find_spec("aiohttp") is None:
             fix = "pip install -r requirements/gateway.txt"
             found.append(Fault("aiohttp, which the gateway needs, is not installed", "this host", fix))
     return found
 
 
-def _shown(plan: ServePlan, commands: list[dict[str, object]]) -> list[RenderableType | str]:
-    table = Table("instance", "service", "role", "chip", "devices", "tp", "pp", "endpoint", box=None)
-    for instance in plan.instances:
-        devices = " ".join(map(str, instance.devices))
+def _ports(decision: Decision) -> list[str]:
+    """Which address is asked by whom, where hosts share a run."""
+    meeting, first = decision.launch.rendezvous, decision.launch.job.nodes[0]
+    lines = [f"{meeting.address}:{meeting.port}  by the other hosts, once, at the start"]
+    lines += [f"{each.address}:{each.port}  by {first.host}: instance {each.id}"
+              for each in decision.plan.instances if each.node != first.node]  # fmt: skip
+    if has_gateway(decision.spec, decision.plan):
+        host, port = gateway_address(decision.spec)
+        lines.append(f"{host}:{port}  by clients, on {first.host}")
+    return lines
+
+
+def _shown(plan: ServePlan, commands: Sequence[Mapping[str, Any]], several: bool) -> list[RenderableType | str]:
+    table = Table("instance", "service", "role", *(["host"] if several else []), "chip", "devices", "tp", "pp",
+                  "endpoint", box=None)  # fmt: skip
+    for instance, each in zip(plan.instances, commands, strict=True):
+        what = (str(instance.id), instance.service, instance.role, *([each["host"]] if several else []), instance.chip)
         degrees = (str(instance.tp), str(instance.pp))
-        what = (str(instance.id), instance.service, instance.role, instance.chip, devices)
-        table.add_row(*what, *degrees, f"{instance.url}/v1")
+        table.add_row(*what, " ".join(map(str, instance.devices)), *degrees, f"{instance.url}/v1")
     lines: list[RenderableType | str] = [table]
     for each in commands:
-        env, argv = each["env"], each["argv"]
-        assert isinstance(env, dict)
-        assert isinstance(argv, tuple | list)
-        words = " \\\n    ".join([*(f"{name}={value}" for name, value in env.items()), *argv])
-        lines.append(f"\n--- instance {each['id']}\n{words}")
+        env = [f"{name}={value}" for name, value in each["env"].items()]
+        where = f" on {each['host']}" if several else ""
+        lines.append(f"\n--- instance {each['id']}{where}\n" + " \\\n    ".join([*env, *each["argv"]]))
     return lines
 
 

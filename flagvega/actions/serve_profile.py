@@ -30,7 +30,7 @@ from flagvega.serve.curve import (
     ServeProfile,
     profile_to_json,
 )
-from flagvega.serve.job import SERVE_FILE
+from flagvega.serve.hosts import SERVE_FILE
 from flagvega.serve.measure import ANSWERS_FILE, MEASURE_FILE
 from flagvega.serve.place import find_host
 from flagvega.serve.tables import answer_line, levels_table, readings_table
@@ -150,7 +150,8 @@ def _with_job(call: Call, decision: Decision, given: int) -> Decision:
     """The same with the measuring beside the instance; when it ends, so does the run."""
     (service,), (instance,) = decision.spec.services, decision.plan.instances
     job, bench = decision.launch.job, call.server.bench()
-    kept = job.files[SERVE_FILE]
+    (keeper,) = job.nodes
+    kept = keeper.files[SERVE_FILE]
     argv = [sys.executable, "-P", "-m", "flagvega.serve.measure", "--run-dir", str(decision.launch.run_dir)]
     measure = {
         "bench": {"argv": list(bench.argv), "env": dict(bench.env)},
@@ -162,8 +163,8 @@ def _with_job(call: Call, decision: Decision, given: int) -> Decision:
         "step_tokens": service.arguments.get("max_num_batched_tokens") or DEFAULT_STEP_TOKENS,
         "input_tokens": given,
     }
-    files = {**job.files, SERVE_FILE: {**kept, "batch": argv}, MEASURE_FILE: measure}
-    return replace(decision, launch=replace(decision.launch, job=replace(job, files=files)))
+    files = {SERVE_FILE: {**kept, "batch": argv}, MEASURE_FILE: measure}
+    return replace(decision, launch=replace(decision.launch, job=replace(job, nodes=(replace(keeper, files=files),))))
 
 
 def row_of(form: Form, answers: Sequence[Mapping[str, Any]]) -> Row:

@@ -27,7 +27,8 @@ from flagvega.platform import find_chip, platforms
 from flagvega.records import write_json, write_text
 from flagvega.run.directory import RunDirectory
 from flagvega.run.prepare import prepare
-from flagvega.serve.job import SERVE_FILE, gateway_address, has_gateway
+from flagvega.serve.hosts import SERVE_FILE
+from flagvega.serve.job import gateway_address, has_gateway
 from flagvega.serve.load import Bench, LoadError
 from flagvega.serve.probe import fetch_text
 from flagvega.serve.scrape import find_label
@@ -103,7 +104,7 @@ def _measure(directory: RunDirectory, decision: serve.Decision, process: subproc
              load: Load) -> TrialOutcome | None:  # fmt: skip
     """What came of the load; None when the run ended by itself."""
     plan, spec = decision.plan, decision.spec
-    instances: Sequence[Mapping[str, Any]] = decision.launch.job.files[SERVE_FILE]["instances"]
+    instances: Sequence[Mapping[str, Any]] = decision.launch.job.nodes[0].files[SERVE_FILE]["instances"]
     first, tokenizer = instances[0], str(spec.services[0].arguments["model"])
     url = first["url"]
     if has_gateway(spec, plan):

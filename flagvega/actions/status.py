@@ -75,7 +75,7 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
     progress = Progress(run.watch)
     for row in directory.metrics().read():
         progress.add(row)
-    served = show_serving(directory.root, run.started, not run.finished)
+    served = _of_host(run, show_serving(directory.root, run.started, not run.finished))
     return {
         "run_id": run.run_id,
         "name": run.name,
@@ -92,6 +92,14 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
         "last": progress.last,
         "serving": read_serving(directory.root, run.started),
         "shown": progress.fields() | _batch(directory, run) | served,
+    }
+
+
+def _of_host(run: Run, shown: dict[str, str]) -> dict[str, str]:
+    """Of what a serving run shows, the instances of one host; the first has the rest as well."""
+    own = {f"instance {rank}" for rank in run.ranks}
+    return {
+        name: text for name, text in shown.items() if name in own or not (run.node or name.startswith("instance "))
     }
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from flagvega.actions.call import Answer, Call
-from flagvega.actions.follow import commands_by_host
+from flagvega.actions.meeting import commands_by_host
 from flagvega.cluster.nodes import Node
 from flagvega.cluster.source import find_cluster
 from flagvega.config.spec import Spec

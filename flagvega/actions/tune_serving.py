@@ -19,7 +19,7 @@ from flagvega.layout.serving import Instance
 from flagvega.records import write_text
 from flagvega.serve.job import measured_forms
 from flagvega.serve.load import Bench
-from flagvega.serve.place import place
+from flagvega.serve.place import find_host, place
 from flagvega.serve.traffic import Targets, Traffic
 from flagvega.serve.traffic_block import given_traffic, read_traffic
 from flagvega.serve.tuning.best import best_yaml
@@ -111,12 +111,13 @@ def ask(call: Call) -> Question:
     traffic, targets = read_traffic(spec)
     if faults := list(server.check(spec)):
         raise ConfigError(faults)
-    cluster, plan = place(spec)
+    (host,) = find_host(spec).nodes
+    _, plan = place(spec)
     if faults := list(server.check_files(spec, plan.instances)):
         raise ConfigError(faults)
     for warning in server.warnings(spec, plan.instances):
         call.say(f"warning: {warning}")
-    room = max(cluster.nodes[0].devices.count(chip) for chip in {each.chip for each in plan.instances})
+    room = max(host.devices.count(chip) for chip in {each.chip for each in plan.instances})
     space = read_space(spec, server.keys(), room)
     knowledge = Knowledge(traffic, targets, measured_forms(spec))
     placed = Placed(call)

@@ -60,10 +60,17 @@ def check_launch(launch: Launch) -> list[Fault]:
     return [Fault(what, f"experiment.envs.{name}") for name, value in env.items() if "\0" in value]
 
 
-def render(launch: Launch) -> dict[str, str]:
-    """Text of every file of the job by its path in the run directory."""
-    files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in launch.job.files.items()}
-    files |= {node_script(node): _node_text(launch, node) for node in range(len(launch.job.nodes))}
+def render(launch: Launch, node: int | None = None) -> dict[str, str]:
+    """Text of every file of the job by its path in the run directory; of one of its hosts, only what that host runs.
+
+    Hosts that share the directory may have their programs in unlike places: each writes its own part.
+    """
+    nodes = range(len(launch.job.nodes)) if node is None else (node,)
+    values = dict(launch.job.files)
+    for each in nodes:
+        values |= launch.job.nodes[each].files
+    files = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in values.items()}
+    files |= {node_script(each): _node_text(launch, each) for each in nodes}
     if not all(node.is_launcher for node in launch.job.nodes):
         files[RANK_SCRIPT] = RANK_TEXT
     if launch.after_stop:

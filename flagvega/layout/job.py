@@ -23,11 +23,13 @@ class NodeJob:
     env: dict[str, str] = field(default_factory=dict)
     is_launcher: bool = False
     """The program starts its ranks itself: nothing is put in front."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Of those that the job reads, the ones that this host alone reads, and writes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Commands for every node, and the files (path in the run directory -> JSON) they read."""
+    """Commands for every node, and the files (path in the run directory -> JSON) that all of them read."""
 
     nodes: tuple[NodeJob, ...]
     files: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,9 @@ from typing import Any
 from flagvega.config.spec import Role
 
 SCHEMA = 1
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
+"""Instances that listen there do so at every address of their host."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Instance:
     """Which of the service's instances."""
     chip: str
     node: int
+    place: int
+    """Which of the instances on its host."""
     devices: tuple[int, ...]
     """Local indices on the node; of one chip."""
     tp: int
@@ -30,11 +35,19 @@ class Instance:
     """Address that it listens at."""
     port: int
     role: Role = "both"
+    address: str = ""
+    """Of its host, where the others reach it; empty where all instances are on one host."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is reached over a network by a gateway on another host."""
+        return bool(self.address) and self.host != LOOPBACK
 
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        host = self.address if self.address and self.host in EVERYWHERE else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,15 @@ class ServePlan:
     """All instances, in the order of the services."""
 
     instances: tuple[Instance, ...]
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts that have instances."""
+        return len({instance.node for instance in self.instances})
+
+    def on(self, node: int) -> tuple[Instance, ...]:
+        """The instances of a host, by its index in the cluster."""
+        return tuple(instance for instance in self.instances if instance.node == node)
 
 
 def serve_plan_to_json(plan: ServePlan) -> Mapping[str, Any]:

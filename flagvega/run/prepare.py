@@ -43,7 +43,7 @@ def _prepare(launch: Launch, name: str, watch: Mapping[str, Any], files: Mapping
             kill_processes(old.token)
         for stale in (launch.run_dir / AFTER_STOP_SCRIPT, directory.stop_file):
             stale.unlink(missing_ok=True)
-        for path, text in {**files, **render(launch)}.items():
+        for path, text in {**files, **render(launch, node)}.items():
             write_text(launch.run_dir / path, text)
         directory.write(_new_run(launch, name, directory, watch))
     except BaseException:

@@ -1,9 +1,10 @@
-"""The job of a serving run: one keeper on the host, which starts the instances and watches over them."""
+"""The job of a serving run: one keeper on each host, which starts its instances and watches over them."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,49 +13,75 @@ from flagvega.cluster.nodes import Cluster
 from flagvega.config.blocks import GatewayBlock
 from flagvega.config.spec import Spec
 from flagvega.layout.job import Job, NodeJob, source_path
-from flagvega.layout.serving import ServePlan, serve_plan_to_json
+from flagvega.layout.serving import Instance, ServePlan, serve_plan_to_json
 from flagvega.serve.batch import BATCH_FILE, read_prompts
 from flagvega.serve.curve import DEFAULT_SLOTS, PROFILE_FILE, Row, curve_of, read_serve_profile
+from flagvega.serve.hosts import serve_file
 from flagvega.serve.probe import KEY_ENV
 from flagvega.server import Server
 
 PLAN_FILE = "plan.json"
-SERVE_FILE = "job/serve.json"
 GATEWAY_FILE = "job/gateway.json"
 HANDOVER = "serve/handover"
 """What passes between instances that share requests; gone when the run has ended."""
 
 
 def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> Job:
-    """The keeper's command, and what it reads."""
-    services = {service.name: service for service in spec.services}
-    instances: list[dict[str, Any]] = []
-    for instance in plan.instances:
-        service = services[instance.service]
-        handover = spec.exp_dir.absolute() / HANDOVER if server.shares(service, spec.services) else None
-        command = server.command(service, instance, len(plan.instances), handover)
-        # The user's own variables come through the keeper, and before ours; secrets among them are in no file.
-        env = {name: value for name, value in command.env.items() if name not in spec.envs}
-        place = {"id": instance.id, "url": instance.url, "service": instance.service, "chip": instance.chip}
-        instances.append({**asdict(command), "env": env, **place, "role": instance.role})
-    run_dir = str(spec.exp_dir.absolute())
-    keeper = NodeJob(
-        node=0,
-        host=cluster.nodes[0].host,
-        num_ranks=len(plan.instances),
-        argv=(sys.executable, "-P", "-m", "flagvega.serve.keeper", "--run-dir", run_dir),
-        env=source_path() | dict(spec.envs),
-        is_launcher=True,
-    )
-    kept: dict[str, Any] = {"name": spec.name, "instances": instances, "scratch": [HANDOVER]}
-    files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan), SERVE_FILE: kept}
+    """A keeper for each host that has instances, and what it reads; the first one has the gateway, or the batch."""
+    instances = [(each, _entry(spec, plan, each, server)) for each in plan.instances]
+    nodes = sorted({each.node for each in plan.instances})
+    hosts = [cluster.nodes[node].host for node in nodes]
+    files: dict[str, Any] = {PLAN_FILE: serve_plan_to_json(plan)}
     if spec.generate:
-        kept["batch"] = [sys.executable, "-P", "-m", "flagvega.serve.batch", "--run-dir", run_dir]
-        files[BATCH_FILE] = _batch(spec, instances)
-    elif has_gateway(spec, plan):
-        files[GATEWAY_FILE] = gateway_settings(spec, plan)
-        kept["gateway"] = _gateway(spec, instances[0]["model"])
-    return Job((keeper,), files)
+        files[BATCH_FILE] = _batch(spec, [entry for _, entry in instances])
+    keepers: list[NodeJob] = []
+    for position, node in enumerate(nodes):
+        own = [entry for each, entry in instances if each.node == node]
+        kept: dict[str, Any] = {"name": spec.name, "instances": own, "hosts": hosts}
+        its: dict[str, Any] = {serve_file(position): kept}
+        if position:
+            kept["awaits_gateway"] = has_gateway(spec, plan)
+        else:
+            others = [(nodes.index(each.node), entry) for each, entry in instances if each.node != node]
+            kept["others"] = [{"position": place, **_known(entry)} for place, entry in others]
+            kept |= _first(spec, plan, instances[0][1]["model"])
+            its |= {GATEWAY_FILE: gateway_settings(spec, plan)} if has_gateway(spec, plan) else {}
+        keepers.append(_keeper(spec, node, position, hosts[position], len(own), its))
+    return Job(tuple(keepers), files)
+
+
+def _entry(spec: Spec, plan: ServePlan, instance: Instance, server: Server) -> dict[str, Any]:
+    """An instance as its keeper knows it."""
+    service = next(each for each in spec.services if each.name == instance.service)
+    handover = _run_dir(spec) / HANDOVER if server.shares(service, spec.services) else None
+    command = server.command(service, instance, len(plan.on(instance.node)), handover)
+    # The user's own variables come through the keeper, and before ours; secrets among them are in no file.
+    env = {name: value for name, value in command.env.items() if name not in spec.envs}
+    place = {"id": instance.id, "url": instance.url, "service": instance.service, "chip": instance.chip}
+    return {**asdict(command), "env": env, **place, "role": instance.role}
+
+
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an instance, what other hosts need: how it is started is its own host's affair."""
+    return {name: value for name, value in entry.items() if name not in ("argv", "env")}
+
+
+def _first(spec: Spec, plan: ServePlan, model: str) -> dict[str, Any]:
+    """What the first host has beside its instances."""
+    if spec.generate:
+        batch = [sys.executable, "-P", "-m", "flagvega.serve.batch", "--run-dir", str(_run_dir(spec))]
+        return {"scratch": [HANDOVER], "batch": batch}
+    return {"scratch": [HANDOVER]} | ({"gateway": _gateway(spec, model)} if has_gateway(spec, plan) else {})
+
+
+def _keeper(spec: Spec, node: int, position: int, host: str, num: int, files: dict[str, Any]) -> NodeJob:
+    argv = [sys.executable, "-P", "-m", "flagvega.serve.keeper", "--run-dir", str(_run_dir(spec))]
+    argv += ["--host", str(position)] if position else []
+    return NodeJob(node, host, num, tuple(argv), source_path() | dict(spec.envs), is_launcher=True, files=files)
+
+
+def _run_dir(spec: Spec) -> Path:
+    return spec.exp_dir.absolute()
 
 
 def has_gateway(spec: Spec, plan: ServePlan) -> bool:
@@ -86,8 +113,9 @@ def gateway_settings(spec: Spec, plan: ServePlan) -> dict[str, Any]:
         for each in plan.instances
     ]
     given = {name: value for name, value in spec.blocks.get("gateway", {}).items() if value not in ({}, None)}
-    key = {"instance_key_env": KEY_ENV} if KEY_ENV in os.environ else {}
-    return {**given, **key, "run_dir": str(spec.exp_dir.absolute()), "instances": instances}
+    # Over a network, instances ask for a key: where the user has none, one is made when the run starts.
+    key = {"instance_key_env": KEY_ENV} if KEY_ENV in os.environ or plan.num_hosts > 1 else {}
+    return {**given, **key, "run_dir": str(_run_dir(spec)), "instances": instances}
 
 
 def measured_forms(spec: Spec) -> dict[tuple[str, int, int], Row]:
@@ -121,7 +149,7 @@ def gateway_address(spec: Spec) -> tuple[str, int]:
 
 def _gateway(spec: Spec, model: str) -> dict[str, Any]:
     host, port = gateway_address(spec)
-    config = str(spec.exp_dir.absolute() / GATEWAY_FILE)
+    config = str(_run_dir(spec) / GATEWAY_FILE)
     return {
         "argv": [sys.executable, "-P", "-m", "flagvega.serve", "--config", config],
         "env": {},

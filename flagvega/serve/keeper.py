@@ -15,148 +15,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from flagvega.errors import ExitCode
-from flagvega.records import append_json_line, read_json
+from flagvega.records import read_json, write_json
+from flagvega.run.beats import BEAT_S
+from flagvega.serve.hosts import Far, Host, lost_event, make_beat, serve_file
+from flagvega.serve.kept import DRAIN_S, POLL_S, Kept, drain, forget_questions
 from flagvega.serve.observer import Observer
-from flagvega.serve.probe import KEY_ENV, find_trouble, is_healthy
-from flagvega.serve.records import is_ejected
-
-POLL_S = 0.2
-DRAIN_S = 60.0
-"""Between SIGTERM and SIGKILL: more than an engine gives what it is answering (its own limit is in ``serve.yaml``)."""
-MAX_RESTARTS = 3
-"""Of an instance that had been ready; one that never was is not tried again."""
-MAX_PROBES = 64
-HANG_S = 120.0
-LOOKS = 6
-"""Looks at an instance within the time after which a process counts as hanging."""
-SERVE_FILE = "job/serve.json"
-
-_threads = ThreadPoolExecutor(max_workers=MAX_PROBES)
-
-State = Literal["starting", "ready", "failed"]
-
-
-@dataclass
-class Kept:
-    """One instance."""
-
-    facts: Mapping[str, Any]
-    """Its entry in ``job/serve.json``."""
-    event_file: Path
-    log_file: Path
-    process: subprocess.Popen[bytes] | None = None
-    state: State = "starting"
-    started: float = 0.0
-    restarts: int = 0
-    trouble: str = ""
-    probe: Future[str] | None = None
-    pulse: Future[bool] | None = None
-    felt: float = 0.0
-    alive: float = 0.0
-    """When it was last well."""
-
-    def tell(self, event: str, **facts: Any) -> None:
-        """Record an event of the instance."""
-        append_json_line(self.event_file, {"time": time.time(), "event": event, **facts})
-
-    def start(self) -> None:
-        """Start, or start again."""
-        env = {**os.environ, **self.facts["env"]}
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.facts["argv"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
-        self.state, self.started, self.trouble = "starting", time.monotonic(), ""
-        self.probe = self.pulse = None
-        self.tell("start", pid=self.process.pid)
-
-    def look(self) -> None:
-        """See how it does; it may become ready, be started again, or fail."""
-        assert self.process is not None
-        code = self.process.poll()
-        if code is not None:
-            self._lost(f"it ended by itself, with code {code}")
-        elif self.state == "starting":
-            self._ask()
-        elif self.state == "ready":
-            self._feel()
-
-    def _ask(self) -> None:
-        """Whether it answers by now; the question waits in a thread, since a first completion may take minutes."""
-        waited_s = time.monotonic() - self.started
-        if self.probe is None:
-            key_env = self.facts.get("key_env", KEY_ENV)
-            self.probe = _threads.submit(find_trouble, self.facts["url"], self.facts["model"], key_env)
-        elif self.probe.done():
-            self.trouble, self.probe = self.probe.result(), None
-            if not self.trouble:
-                self.state, self.alive = "ready", time.monotonic()
-                reason = f"{self.facts['model']} at {self.facts['url']}/v1"
-                self.tell("serving", reason=reason, seconds=round(waited_s, 1))
-            elif waited_s > self.facts["start_s"]:
-                self._lost(f"no answer within {self.facts['start_s']} s: {self.trouble}")
-
-    def _feel(self) -> None:
-        """Whether it still answers: a process that hangs does not end."""
-        now, hang_s = time.monotonic(), self.facts.get("hang_s", HANG_S)
-        if self.pulse is None and now - self.felt > hang_s / LOOKS:
-            self.pulse = _threads.submit(self._is_well)
-            self.felt = now
-        elif self.pulse is not None and self.pulse.done():
-            self.alive = now if self.pulse.result() else self.alive
-            self.pulse = None
-            if now - self.alive > hang_s:
-                self._lost(f"it hangs: for {hang_s:g} s it did not answer /health, or gave the gateway no token")
-
-    def _is_well(self) -> bool:
-        """Whether its server answers, and its engine too, as far as a gateway knows."""
-        run_dir = self.event_file.parents[1]
-        return is_healthy(self.facts["url"]) and not is_ejected(run_dir, self.facts.get("id"))
-
-    def _lost(self, reason: str) -> None:
-        was_ready = self.state == "ready"
-        self.end()
-        if was_ready and self.restarts < MAX_RESTARTS:
-            self.restarts += 1
-            self.tell("restart", reason=f"{reason}; started again ({self.restarts} of {MAX_RESTARTS})")
-            self.start()
-        else:
-            self.state = "failed"
-            self.trouble = reason
-
-    @property
-    def is_running(self) -> bool:
-        """Whether its process has not ended."""
-        return self.process is not None and self.process.poll() is None
-
-    def ask_to_end(self) -> None:
-        """SIGTERM: it finishes what it began."""
-        if self.process is not None and self.is_running:
-            self.process.terminate()
-
-    def end(self) -> None:
-        """End it now, with the processes that it started, even where it has ended before them."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 class Keeper:
-    """All instances of a host."""
+    """All instances of a host; on the run's first host, the gateway or the batch too."""
 
-    def __init__(self, run_dir: Path, ranks: Sequence[int], logs: Path) -> None:
-        self.stop_file = run_dir / "stop"
-        read = read_json(run_dir / SERVE_FILE)
+    def __init__(self, run_dir: Path, ranks: Sequence[int], logs: Path, position: int = 0) -> None:
+        self.run_dir, self.stop_file = run_dir, run_dir / "stop"
+        read = read_json(run_dir / serve_file(position))
         self.instances = [
             Kept(entry, run_dir / "events" / f"rank-{rank}.jsonl", logs / f"rank-{rank}.log")
             for rank, entry in zip(ranks, read["instances"], strict=True)
@@ -168,17 +43,38 @@ class Keeper:
         self.scratch = [run_dir / name for name in read.get("scratch", [])]
         self.asked: int | None = None
         self.has_endpoint = False
-        url = gateway and gateway["url"]
-        self.observer = Observer(run_dir, read.get("name", run_dir.name), self.instances, url)
+        self.trouble = ""
+        """Why there is no going on, whatever its instances do."""
+        self.is_first, self.awaits_gateway = position == 0, read.get("awaits_gateway", False)
+        names = read.get("hosts", [])
+        self.hosts = [
+            Host(run_dir, i, name, [each for each in read.get("others", ()) if each["position"] == i])
+            for i, name in enumerate(names)
+            if i != position and (self.is_first or i == 0)
+        ]
+        self.goes_on = bool(self.hosts and (self.gateway or self.awaits_gateway))
+        """With the instances that are left, where some are lost: a gateway on one of several hosts can."""
+        self.given_up: set[int] = set()
+        self.looked = time.monotonic()
+        self.beat = make_beat(run_dir, position) if self.hosts else None
+        self.observer = self._observer(read.get("name", run_dir.name), gateway and gateway["url"])
+
+    def _observer(self, name: str, url: str | None) -> Observer | None:
+        """The first host's tells of all."""
+        shown = sorted(self._everywhere(), key=lambda each: int(each.facts["id"]))
+        return Observer(self.run_dir, name, shown, url) if self.is_first else None
 
     def run(self) -> int:
-        """Serve until asked to stop, or until one cannot be kept."""
+        """Serve until asked to stop, or until there is no going on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "asked", int(ExitCode.TERMINATED)))
         self._clear()
         for each in self._all():
             each.start()
-        self.observer.start()
+        if self.beat:
+            self.beat.start()
+        if self.observer:
+            self.observer.start()
         if self.batch_argv:
             with self.batch_log.open("wb") as log:
                 self.batch = subprocess.Popen(self.batch_argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -188,11 +84,13 @@ class Keeper:
             if self.asked is not None:
                 return self._leave(self.asked, "asked to stop")
             for each in self._all():
-                each.look()
+                if each.state != "failed":
+                    each.look()
+            self._look_around()
             if self.gateway and self.gateway.state == "ready" and not self.has_endpoint:
                 self.has_endpoint = True
                 self.instances[0].tell("endpoint", reason=f"{self.gateway.facts['url']}/v1, in front of all instances")
-            if any(each.state == "failed" for each in self._all()):
+            if not self._can_go_on():
                 return self._leave(int(ExitCode.INTERNAL), "")
             code = self.batch.poll() if self.batch else None
             if code == 0:
@@ -206,22 +104,87 @@ class Keeper:
         """The gateway last."""
         return [*self.instances, *([self.gateway] if self.gateway else [])]
 
+    def _everywhere(self) -> list[Kept | Far]:
+        """Instances of all hosts, as far as they are known here."""
+        return [*self.instances, *(each for host in self.hosts for each in host.instances)]
+
+    # ---- whether it goes on ----
+
+    def _look_around(self) -> None:
+        """How the other hosts do; the folder that tells may be slow, so not every time."""
+        if not self.hosts or time.monotonic() - self.looked < BEAT_S:
+            return
+        self.looked = time.monotonic()
+        for host in self.hosts:
+            known = host.trouble
+            host.look()
+            if host.trouble and not known:
+                self._lose(host)
+
+    def _lose(self, host: Host) -> None:
+        """A host is gone."""
+        if self.is_first and self.goes_on:
+            self.given_up |= {each.facts["id"] for each in host.instances}
+            self.instances[0].tell(f"host_{host.name}_lost", reason=f"{host.trouble}; {self._left()}")
+        else:
+            # Without the first there is no gateway; a batch waits for all.
+            self.trouble = f"the host {host.name} is gone: {host.trouble}"
+
+    def _can_go_on(self) -> bool:
+        """Whether enough is left; instances that are lost are told once each."""
+        if self.gateway and self.gateway.state == "failed":
+            self.trouble = f"the gateway: {self.gateway.trouble}; its log: {self.gateway.log_file}"
+        lost = [each for each in self._everywhere() if each.state == "failed"]
+        if self.trouble or not self.goes_on:
+            if lost and isinstance(lost[0], Far):
+                self.trouble = self.trouble or f"instance {lost[0].facts['id']}: {lost[0].trouble}"
+            return not (self.trouble or lost)
+        for each in lost:
+            if (number := each.facts["id"]) not in self.given_up:
+                self.given_up.add(number)
+                self.instances[0].tell(lost_event(number), reason=f"{each.trouble}; {self._left()}")
+        return len(lost) < len(self._everywhere())
+
+    def _left(self) -> str:
+        known = self._everywhere()
+        where = "" if self.is_first else " of this host"
+        return f"{sum(each.state != 'failed' for each in known)} of {len(known)} instances{where} are left"
+
+    # ---- the end ----
+
     def _leave(self, code: int, reason: str) -> int:
         if self.batch and self.batch.poll() is None:
             self.batch.kill()  # what has no result is asked again another time
             self.batch.wait()
+        if self.is_first and self.hosts and not self.stop_file.exists():
+            theirs = ExitCode.TERMINATED if code == ExitCode.INTERNAL else code
+            write_json(self.stop_file, {"code": int(theirs), "reason": reason or "the first host has ended"})
         if self.gateway:
-            _drain([self.gateway])  # before the instances that it still waits for
-            if self.gateway.state == "failed":
-                reason = f"the gateway: {self.gateway.trouble}; its log: {self.gateway.log_file}"
-        _drain(self.instances)
+            drain([self.gateway])  # before the instances that it still waits for
+        elif self.awaits_gateway:
+            self._await(lambda: self.hosts[0].has_drained())
+        drain(self.instances)
+        if self.is_first:
+            self._await(lambda: all(each.has_ended for host in self.hosts for each in host.instances))
         self._clear()
         for each in self.instances:
-            failed = each.state == "failed" or bool(self.gateway and self.gateway.state == "failed")
+            failed = each.state == "failed" or bool(self.trouble)
             its = code if failed or code != ExitCode.INTERNAL else int(ExitCode.TERMINATED)
-            each.tell("exit", code=its, reason=each.trouble if each.state == "failed" else reason)
-        self.observer.close("failed" if code == ExitCode.INTERNAL else "done" if code == ExitCode.DONE else "stopped")
+            each.tell("exit", code=its, reason=each.trouble if each.state == "failed" else self.trouble or reason)
+        if self.observer:
+            word = "failed" if code == ExitCode.INTERNAL else "done" if code == ExitCode.DONE else "stopped"
+            self.observer.close(word)
+        if self.beat:
+            self.beat.stop()
         return 0 if code != ExitCode.INTERNAL else code
+
+    def _await(self, has_come: Callable[[], bool]) -> None:
+        """Until other hosts are as far, or gone; not for ever."""
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline and not has_come() and not all(host.trouble for host in self.hosts):
+            time.sleep(POLL_S)
+            for host in self.hosts:
+                host.look()
 
     def _clear(self) -> None:
         """Remove what instances leave to each other."""
@@ -229,27 +192,17 @@ class Keeper:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _drain(kept: Sequence[Kept]) -> None:
-    """Ask them to end, and see to it that they do."""
-    for each in kept:
-        each.ask_to_end()
-    deadline = time.monotonic() + DRAIN_S
-    while time.monotonic() < deadline and any(each.is_running for each in kept):
-        time.sleep(POLL_S)
-    for each in kept:
-        each.end()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Keep the instances of the run in ``--run-dir``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True)
-    run_dir = parser.parse_args(argv).run_dir
+    parser.add_argument("--host", type=int, default=0, help="which of the run's hosts this is, in their order")
+    given = parser.parse_args(argv)
     ranks = [int(rank) for rank in os.environ["FLAGVEGA_RANKS"].split()]
     logs = Path(os.environ["FLAGVEGA_LOGS"])
     print(f"keeping {len(ranks)} instances on {socket.gethostname()}", flush=True)
-    code = Keeper(run_dir, ranks, logs).run()
-    _threads.shutdown(wait=False, cancel_futures=True)
+    code = Keeper(given.run_dir, ranks, logs, given.host).run()
+    forget_questions()
     return code
 
 

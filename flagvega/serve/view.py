@@ -60,7 +60,8 @@ def _places(run_dir: Path) -> dict[int, str]:
     found = {}
     for each in instances:
         role = "" if each.get("role", "both") == "both" else f" ({each['role']})"
-        found[each["id"]] = f"{each['service']}{role} on {each['chip']} {' '.join(map(str, each['devices']))}"
+        host = f" of {each['address']}" if each.get("address") else ""
+        found[each["id"]] = f"{each['service']}{role} on {each['chip']} {' '.join(map(str, each['devices']))}{host}"
     return found
 
 

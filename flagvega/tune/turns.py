@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +12,7 @@ from typing import Any, Literal
 
 from flagvega.errors import Fault, PreflightError
 from flagvega.records import read_json, write_json
+from flagvega.run.beats import SILENCE_S, Beat, Listener
 from flagvega.tune.measure import Limits
 from flagvega.tune.trial import LEAVE_S
 
@@ -22,10 +20,6 @@ TURN_FILE = "turn-{}.json"
 """In the folder of the search, one for each group of hosts that runs trials together."""
 LEFT_FILE = "left-{}"
 """Beside it: one of these hosts has left."""
-BEAT_S = 1.0
-"""Host 0 touches the file so often while it searches."""
-SILENCE_S = 60.0
-"""A host 0 that has not been heard of for so long is gone."""
 PATIENCE_S = 600.0
 """So long the others wait for host 0 to begin."""
 POLL_S = 0.1
@@ -54,8 +48,7 @@ class Leader:
     def __init__(self, root: Path, group: int) -> None:
         self._file, self._left = root / TURN_FILE.format(group), root / LEFT_FILE.format(group)
         self._turn = Turn(secrets.token_hex(8))
-        self._done = threading.Event()
-        self._beat = threading.Thread(target=self._touch, daemon=True)
+        self._beat = Beat(self._file)
         self.reason = "host 0 has ended"
 
     def __enter__(self) -> Leader:
@@ -67,8 +60,7 @@ class Leader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done.set()
-        self._beat.join()
+        self._beat.stop()
         self._tell(Turn(self._turn.session, kind="over", reason=self.reason))
 
     @property
@@ -89,11 +81,6 @@ class Leader:
         self._turn = Turn(**{**asdict(turn), "number": self._turn.number + 1})
         write_json(self._file, asdict(self._turn))
 
-    def _touch(self) -> None:
-        while not self._done.wait(BEAT_S):
-            with suppress(FileNotFoundError):
-                os.utime(self._file)
-
 
 class Follower:
     """Reads what is next."""
@@ -101,9 +88,7 @@ class Follower:
     def __init__(self, root: Path, group: int) -> None:
         self._file, self._left = root / TURN_FILE.format(group), root / LEFT_FILE.format(group)
         self._seen: tuple[str, int] | None = None
-        self._beat = self._last_beat()
-        """Whoever left the file is not believed until it changes: it may be of a search that died."""
-        self._heard: float | None = None
+        self._leader = Listener(self._file)
         self._began = time.monotonic()
         self._passed: float | None = None
         """When host 0 went on without this one."""
@@ -123,15 +108,13 @@ class Follower:
         self._left.touch()
 
     def _look(self) -> Turn | None:
-        now, beat = time.monotonic(), self._last_beat()
-        if beat != self._beat:
-            self._beat, self._heard = beat, now
-        if self._heard is None:
-            if now - self._began > PATIENCE_S:
+        silent_s = self._leader.silent_s()
+        if silent_s is None:
+            if time.monotonic() - self._began > PATIENCE_S:
                 fix = "type the same command on every host, and give all the same, shared experiment.exp_dir"
                 raise PreflightError(Fault("host 0 does not search here", str(self._file.parent), fix))
             return None
-        if now - self._heard > SILENCE_S:
+        if silent_s > SILENCE_S:
             raise PreflightError(Fault(f"host 0 has not been heard of for {SILENCE_S:.0f} s", str(self._file)))
         return Turn(**read_json(self._file))
 
@@ -146,10 +129,4 @@ class Follower:
 
     def rest(self) -> None:
         """Nobody has looked for a while: host 0 may be silent as long as ever from now on."""
-        self._heard = None if self._heard is None else time.monotonic()
-
-    def _last_beat(self) -> int | None:
-        try:
-            return self._file.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+        self._leader.rest()

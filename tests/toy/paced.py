@@ -1,6 +1,7 @@
 """A toy engine that speaks OpenAI's API at a pace: so many slots, so long a step, so many tokens of prompt a second.
 
-What it says is known beforehand: token ``i`` of every answer is ``"<i> "``. ``GET /toy`` tells what it did.
+What it says is known beforehand: token ``i`` of every answer is ``"<i> "``. ``GET /toy`` tells what it did. Like
+vLLM, it asks for the key in ``VLLM_API_KEY``, where there is one.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MODEL = "toy"
 CHARACTERS_PER_TOKEN = 4
@@ -169,7 +174,16 @@ def error(status: int, message: str) -> dict[str, object]:
 async def main(arguments: argparse.Namespace) -> None:
     await asyncio.sleep(arguments.start_s)
     toy = Toy(arguments)
-    app = web.Application()
+    key = os.environ.get("VLLM_API_KEY")
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        shown = request.headers.get("Authorization")
+        if key and request.path.startswith("/v1") and shown != f"Bearer {key}":
+            return refuse(401, "not with this key")
+        return await handler(request)
+
+    app = web.Application(middlewares=[guard])
     for path in ("/v1/completions", "/v1/chat/completions"):
         app.router.add_post(path, toy.answer)
 
@@ -190,12 +204,13 @@ async def main(arguments: argparse.Namespace) -> None:
     app.router.add_get("/toy", tell)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", arguments.port).start()
+    await web.TCPSite(runner, arguments.host, arguments.port).start()
     await toy.work()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--step-s", type=float, default=0.02)

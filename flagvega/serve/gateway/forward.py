@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -49,10 +48,7 @@ class Forwarder:
     def __init__(self, fleet: Fleet, session: aiohttp.ClientSession, metrics: Metrics) -> None:
         self.fleet, self.session, self.metrics = fleet, session, metrics
         self.limits, self.waiting = fleet.settings.limits, fleet.settings.waiting
-        variable = fleet.settings.instance_key_env
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if variable:
-            self._headers["Authorization"] = f"Bearer {os.environ[variable]}"
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer a request for a completion."""

@@ -173,7 +173,9 @@ async def serve(settings: Settings) -> None:
     fleet = Fleet(settings)
     metrics = Metrics(fleet)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=REUSE_S)
-    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+    key = _secret(settings.instance_key_env)
+    head = {"Authorization": f"Bearer {key.decode()}"} if key else {}
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=head) as session:
         gateway = Gateway(fleet, Forwarder(fleet, session, metrics), metrics)
         runner = web.AppRunner(
             gateway.app(),

@@ -175,7 +175,8 @@ class ToyServer:
         if way == "paced":
             given = {"--slots": "max_num_seqs", "--step-s": "step_s"}
             words = [f"{word}={service.arguments[name]}" for word, name in given.items() if name in service.arguments]
-            return Command((sys.executable, str(PACED), "--port", str(instance.port), *words), {}, "toy", start_s=30)
+            place = ("--host", instance.host, "--port", str(instance.port))
+            return Command((sys.executable, str(PACED), *place, *words), {}, "toy", start_s=30)
         return Command((sys.executable, str(SERVER), str(instance.port), way), {}, "m", start_s=30)
 
     def bench(self) -> Command:

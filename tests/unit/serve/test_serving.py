@@ -11,6 +11,7 @@ import pytest
 from backends.vllm.arguments import TABLE, VLLM, arguments, words
 from flagvega.cli import main
 from flagvega.errors import ExitCode
+from flagvega.serve.place import check_reached
 from tests.unit.serve.conftest import EXPERIMENT, Dryrun, whats
 
 
@@ -87,9 +88,48 @@ def test_mistakes_in_the_gateways_block_are_named(dryrun: Dryrun) -> None:
     assert "the environment has no NOT_SET_ANYWHERE" in faults
 
 
-def test_services_of_several_hosts_are_refused(dryrun: Dryrun) -> None:
-    chips = {"nodes": [{"chip": "a800", "host": "a"}, {"chip": "a800", "host": "b"}]}
-    assert "the cluster has 2" in whats(dryrun([service()], ExitCode.CONFIG, cluster=chips))
+TWO_HOSTS = {"nodes": [{"chip": "a800", "host": "10.0.0.1", "devices": 2}, {"chip": "a800", "host": "10.0.0.2"}]}
+
+
+def test_instances_are_placed_on_all_hosts_and_those_away_from_the_gateway_listen_at_their_hosts_address(
+    dryrun: Dryrun,
+) -> None:
+    document = dryrun([service(replicas=3)], cluster=TWO_HOSTS)
+    placed = document["plan"]["decisions"]["instances"]
+    assert [(each["node"], each["place"], each["devices"], each["host"], each["port"]) for each in placed] == [
+        (0, 0, [0], "127.0.0.1", 8000), (0, 1, [1], "127.0.0.1", 8001), (1, 0, [0], "10.0.0.2", 8002),
+    ]  # fmt: skip
+    settings = json.loads(document["files"]["job/gateway.json"])
+    assert settings["instances"][2]["url"] == "http://10.0.0.2:8002"
+    assert settings["instance_key_env"] == "VLLM_API_KEY"
+    assert "--host=10.0.0.2" in document["commands"][2]["argv"]
+    assert [each["host"] for each in document["keepers"]] == ["10.0.0.1", "10.0.0.2"]
+    assert document["ports"] == [
+        "10.0.0.1:29500  by the other hosts, once, at the start",
+        "10.0.0.2:8002  by 10.0.0.1: instance 2",
+        "127.0.0.1:8080  by clients, on 10.0.0.1",
+    ]
+    assert document["type"][1].startswith("10.0.0.2: ")
+    assert document["type"][1].endswith("experiment.runner.nnodes=2 experiment.runner.node_rank=1")
+    away = dryrun([service(host="0.0.0.0", replicas=3)], cluster=TWO_HOSTS)
+    assert json.loads(away["files"]["job/gateway.json"])["instances"][2]["url"] == "http://10.0.0.2:8002"
+
+
+def test_what_hosts_cannot_do_together_is_refused(dryrun: Dryrun) -> None:
+    wide = whats(dryrun([service(tensor_parallel_size=3)], ExitCode.CONFIG, cluster=TWO_HOSTS))
+    assert "no 3 free for instance 0 of 'm': 10.0.0.1 has 2 x a800-sxm-80g; 10.0.0.2 has 1 x a800-sxm-80g" in wide
+    assert "an instance stays within a host" in wide
+    one = whats(dryrun([service(host="10.0.0.1", replicas=3)], ExitCode.CONFIG, cluster=TWO_HOSTS))
+    assert "'host' is 10.0.0.1, and instance 2 of 'm' is on 10.0.0.2" in one
+    runner = {**EXPERIMENT["experiment"], "runner": {"nnodes": 2}}
+    unknown = whats(dryrun([service(chip="cpu", replicas=2)], ExitCode.CONFIG, experiment=runner))
+    assert "the other hosts of a service need addresses" in unknown
+
+
+def test_an_address_that_is_a_hosts_own_alone_is_no_place_to_be_reached_at() -> None:
+    (fault,) = check_reached({"localhost", "10.0.0.2"}, "10.0.0.1")
+    assert fault.where == "localhost"
+    assert not check_reached({"127.0.0.3"}, "127.0.0.2")  # all hosts are one machine
 
 
 def test_all_mistakes_are_named_with_their_places(dryrun: Dryrun) -> None:
