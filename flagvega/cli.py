@@ -17,14 +17,14 @@ from flagvega.config.load import choose_action
 from flagvega.errors import ExitCode, FlagvegaError
 
 ACTIONS: Mapping[str, str] = {
-    "run": "start the ranks and follow them to the end; detach=true returns at once",
+    "run": "start what the YAML says (train, serve, infer) and follow it to the end; detach=true returns at once",
     "dryrun": "show the plan and every command, and start nothing",
-    "plan": "choose the layout: a table, the reasons, and plan.json in the run's folder",
+    "plan": "choose the layout, or the instances of a service: a table, the reasons, plan.json in the run's folder",
     "profile": "measure chips and links, and write profile.json, by which later plans go",
     "estimate": "predict time and memory of the layout in the YAML",
-    "auto_tune": "find the fastest configuration by few trials, guided by the planner",
+    "auto_tune": "find the fastest configuration, of a training run or of a service, by few trials",
     "convert": "the weights of a run as a HuggingFace folder: to=, checkpoint=, dtype=",
-    "stop": "save, leave and end every process of a run",
+    "stop": "let a run save, or answer what it has begun, and end every process of it",
     "status": "what a run does now (also: query)",
     "query": "the same as status",
     "logs": "the last lines of the ranks' logs: rank=, lines=, follow=true",

@@ -108,7 +108,7 @@ def help_text(actions: Mapping[str, str], options: Mapping[str, str]) -> str:
     """What ``--help`` prints."""
     return "\n".join(
         [
-            "Train one model over any mix of chips.",
+            "Train and serve one model over any mix of chips.",
             "",
             f"usage: {USAGE}",
             "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ def dryrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """The JSON that a dry run of services answers, be it a plan or faults."""
     monkeypatch.chdir(tmp_path)
 
-    def ask(services: Any, code: int = 0, **blocks: Any) -> dict[str, Any]:
+    def ask(services: Any, code: int = 0, words: Sequence[str] = (), **blocks: Any) -> dict[str, Any]:
         text = yaml.safe_dump({**EXPERIMENT, **blocks, "serve": services})
         (tmp_path / "exp.yaml").write_text(text)
-        assert main(["--config-path", ".", "--config-name", "exp", "action=dryrun", "output=json"]) == code
+        assert main(["--config-path", ".", "--config-name", "exp", "action=dryrun", "output=json", *words]) == code
         document: dict[str, Any] = json.loads(capsys.readouterr().out)
         return document
 

@@ -84,6 +84,35 @@ def test_what_another_machinery_needed_is_left_aside_with_a_word(dryrun: Dryrun)
     assert len(document["commands"]) == 1
 
 
+@pytest.mark.parametrize("key", ["serve[0].engine_args", "serve.0.engine_args"])
+def test_a_service_is_changed_on_the_command_line(key: str, dryrun: Dryrun) -> None:
+    argv = dryrun([ONE, {**ONE, "serve_id": "n"}], words=[f"{key}.port=9000"])["commands"][0]["argv"]
+    assert "--port=9000" in argv
+    faults = whats(dryrun([ONE], ExitCode.CONFIG, words=[f"{key}.max_num_seq=9", "serve[0].chip=h2000"]))
+    assert "command line: serve[0].engine_args.max_num_seq: unknown key" in faults
+    assert "command line: serve[0].chip: unknown chip 'h2000'" in faults
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("serve[3].chip=cpu", "'serve' is a list of 1: it has no '3' | entries of a list have numbers from 0"),
+        ("serve.vllm_model.chip=cpu", "it has no 'vllm_model'"),
+        ("serve.chip=cpu", "it has no 'chip'"),
+        ("~serve[0]", "'serve[0]' is an entry of a list | write the list anew"),
+        ("~serve[0].engine_args.modl", "did you mean"),
+        ("serve[a].chip=cpu", "is not a key"),
+    ],
+)
+def test_a_service_that_is_not_there_is_told(word: str, says: str, dryrun: Dryrun) -> None:
+    assert says in whats(dryrun([ONE], ExitCode.CONFIG, words=[word]))
+
+
+def test_an_argument_of_a_service_is_removed_on_the_command_line(dryrun: Dryrun) -> None:
+    document = dryrun([service(port=9000)], words=["~serve[0].engine_args.port"])
+    assert "--port=8000" in document["commands"][0]["argv"]
+
+
 @pytest.mark.parametrize(
     ("given", "instead"),
     [
