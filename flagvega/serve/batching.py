@@ -187,12 +187,12 @@ class Engine:
     def forecast(self, prompt_tokens: float, output_tokens: float, width: int, now: float) -> Forecast:
         """When a request that comes now would have its first token and its last, in seconds from now."""
         curve, num = self.curve, self.num_requests + len(self.promised) + width
-        to_read = prompt_tokens + sum(job.to_read for job in (*self.reading, *self.waiting))
-        wait_s = max(0.0, self.now_s - now)
+        to_read, wait_s = prompt_tokens, max(0.0, self.now_s - now)
         if num > self.slots:
             wait_s += self._free_after() * self._usual_s(self.slots)
-            to_read = prompt_tokens
-        num = min(num, self.slots)
+            num = self.slots
+        elif self.reading or self.waiting:
+            to_read += sum(job.to_read for job in (*self.reading, *self.waiting))
         num_steps = ceil(to_read / max(1, curve.step_tokens - num))
         first_s = wait_s + curve.overhead_s + num_steps * self._steps_s[num] + to_read * curve.prompt_token_s
         return Forecast(first_s, first_s + (output_tokens - 1) * self._usual_s(num))

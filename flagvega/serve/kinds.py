@@ -86,12 +86,13 @@ def find_kind(
     )
     best: Kind | None = None
     for slots in reversed(tried):
-        rate = highest_rate(
-            [Member(curve, slots)], traffic, targets, start=_ceiling(curve, slots, traffic), least=SAMPLE
-        )
-        if best is None or rate > best.rate_per_s * (1 + WORTH):
+        ceiling, least = _ceiling(curve, slots, traffic), best.rate_per_s * (1 + WORTH) if best else 0.0
+        if ceiling <= least:
+            continue
+        rate = highest_rate([Member(curve, slots)], traffic, targets, ceiling, SAMPLE, above=least)
+        if rate > least:
             best = Kind(row, slots, rate, price_per_hour, _bound(slots, row, most), role)
-    return best if best and best.rate_per_s > 0 else None
+    return best
 
 
 def _fitting(curve: Curve, most: int, targets: Targets) -> list[int]:
@@ -118,15 +119,18 @@ def _ceiling(curve: Curve, slots: int, traffic: Traffic) -> float:
 
 def highest_rate(
     members: Sequence[Member], traffic: Traffic, targets: Targets, start: float, least: int = REQUESTS,
-    passing: Passing = AT_ONCE,
+    passing: Passing = AT_ONCE, above: float = 0.0,
 ) -> float:  # fmt: skip
     """The most requests a second of which so many as the targets say meet them; 0 where they never do.
 
-    ``start`` is a rate above which it is not, ``least`` a number of requests to look at.
+    ``start`` is a rate above which it is not, ``least`` a number of requests to look at. What is not ``above`` a rate
+    is not looked for: 0.
     """
     number = sample_size(members, traffic, start, least)
     base = draw(replace(traffic, rate_per_s=1.0, num_requests=number))
-    low, high = 0.0, start
+    low, high = max(above, start / 2**HALVINGS), start
+    if _share(members, base, low, targets, passing) < targets.share:
+        return 0.0
     for _ in range(HALVINGS):
         rate = (low + high) / 2
         if _share(members, base, rate, targets, passing) >= targets.share:
