@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flagvega.run.directory import RunDirectory
 from flagvega.run.processes import find_processes
 from flagvega.serve.curve import PROFILE_FILE, curve_of, read_serve_profile
 from flagvega.serve.load import Bench
+from flagvega.serve.probe import find_trouble
 from flagvega.serve.traffic import Lengths, Targets, Traffic, fixed
 from tests.conftest import ROOT
 from tools.bench.serve_engines import free_port
@@ -84,6 +86,7 @@ def test_loads_are_measured_as_the_engine_paces_them(tmp_path: Path) -> None:
             assert (outcome.num_requests, outcome.failures, outcome.good_share) == (8, 0, 0.0)
             assert 0.045 < outcome.per_token_s.p50 < 0.1
             assert {answer.output_tokens for answer in outcome.answers} == {11}
+            assert {answer.instance for answer in outcome.answers} == {""}
             traffic = Traffic(fixed(32), Lengths(least=2, most=6), rate_per_s=10, num_requests=20)
             outcome = bench.measure(url, "toy", folder, traffic, Targets())
             assert outcome.goodput_per_s == 10
@@ -94,3 +97,27 @@ def test_loads_are_measured_as_the_engine_paces_them(tmp_path: Path) -> None:
     finally:
         toy.kill()
         toy.wait()
+
+
+def test_a_load_on_a_gateway_tells_which_instance_gave_each_answer(tmp_path: Path) -> None:
+    ports, at = [free_port(), free_port()], free_port()
+    instances = [{"id": i, "url": f"http://127.0.0.1:{port}", "slots": 2} for i, port in enumerate(ports)]
+    (tmp_path / "gateway.json").write_text(json.dumps({"port": at, "instances": instances}))
+    toy = [sys.executable, str(ROOT / "tests/toy/paced.py"), "--slots", "2", "--step-s", "0.05", "--port"]
+    started = [subprocess.Popen([*toy, str(port)]) for port in ports]
+    gateway = [sys.executable, "-P", "-m", "flagvega.serve", "--config", str(tmp_path / "gateway.json")]
+    started.append(subprocess.Popen(gateway))
+    try:
+        with Bench(server.bench(), tmp_path / "bench.log") as bench:
+            bench.wait()
+            url, folder = f"http://127.0.0.1:{at}", str(make_tiny_model(tmp_path / "tiny"))
+            while find_trouble(url, "toy"):
+                time.sleep(0.2)
+            traffic = Traffic(fixed(32), fixed(11), concurrency=4, num_requests=12)
+            outcome = bench.measure(url, "toy", folder, traffic, Targets())
+            assert outcome.failures == 0
+            assert {answer.instance for answer in outcome.answers} == {"0", "1"}
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
