@@ -7,8 +7,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +27,18 @@ from flagvega.serve.curve import (
     DEFAULT_SLOTS,
     DEFAULT_STEP_TOKENS,
     PROFILE_FILE,
+    Handover,
     Level,
     Reading,
     Row,
     ServeProfile,
+    form_name,
     profile_to_json,
 )
+from flagvega.serve.fleets import PARTS
 from flagvega.serve.hosts import SERVE_FILE
 from flagvega.serve.measure import ANSWERS_FILE, MEASURE_FILE
-from flagvega.serve.place import find_host
+from flagvega.serve.place import find_host, place
 from flagvega.serve.tables import answer_line, levels_table, readings_table
 from flagvega.serve.traffic_block import given_traffic, read_traffic
 
@@ -56,8 +62,12 @@ class Form:
     @property
     def name(self) -> str:
         """For a folder and for what is said."""
-        degrees = [f"tp{self.service.tp}"] * (self.service.tp > 1) + [f"pp{self.service.pp}"] * (self.service.pp > 1)
-        return "-".join([self.service.name, self.chip, *degrees])
+        return "-".join([self.service.name, *self.row_name.split()])
+
+    @property
+    def row_name(self) -> str:
+        """As its row in the profile is called."""
+        return form_name(self.chip, self.service.tp, self.service.pp)
 
 
 def act(call: Call) -> Answer:
@@ -68,15 +78,19 @@ def act(call: Call) -> Answer:
     rows: list[Row] = []
     for number, form in enumerate(forms, 1):
         call.say(f"{number} of {len(forms)}: {form.name}")
-        folder = Path(os.path.abspath(spec.exp_dir)) / FOLDER / f"{form.name}-{_key(form, given)}"
-        if not _is_done(folder):
-            code, reason, notes = _measure(call, form, folder, given)
-            if code:
-                hint = "what was measured is kept; the same command goes on from there"
-                document = {"exit_code": code, "reason": reason, "profile": None}
-                return Answer(document, (f"measuring ended with code {code}: {reason}", *notes, hint), code)
+        folder = _folder(spec, form.name, [form], given)
+        if failed := _measure(call, [form.service], folder, partial(_job_of_one, call, given)):
+            return failed
         rows.append(row_of(form, read_json_lines(folder / ANSWERS_FILE)))
-    return _finish(call, spec, rows)
+    handovers: list[Handover] = []
+    if call.choice("roles", ("true", "false"), "false") == "true":
+        reader, writer = find_pair(call, spec, forms)
+        call.say(f"{reader.row_name} reads, {writer.row_name} writes")
+        folder = _folder(spec, f"{reader.name}-{writer.name}", [reader, writer], given)
+        if failed := _measure(call, [reader.service, writer.service], folder, _job_of_two):
+            return failed
+        handovers.append(handover_of(reader, writer, read_json_lines(folder / ANSWERS_FILE)))
+    return _finish(call, spec, rows, handovers)
 
 
 def checked(call: Call) -> Spec:
@@ -103,6 +117,39 @@ def find_forms(spec: Spec, cluster: Cluster, degrees: Sequence[int]) -> Iterator
                     yield Form(form, chip)
 
 
+def find_pair(call: Call, spec: Spec, forms: Sequence[Form]) -> tuple[Form, Form]:
+    """The first two forms of which one can read for the other, as services that share requests.
+
+    :raises ConfigError: with what the engine says of the last two, when there are none.
+    """
+    devices = find_host(spec).nodes[0].devices
+    faults: list[Fault] = [Fault("roles take two instances, and the host has devices for one", "cluster")]
+    # Unlike chips before like ones.
+    for one, other in sorted(product(forms, forms), key=lambda pair: pair[0].chip == pair[1].chip):
+        needed = Counter({one.chip: one.service.num_devices})
+        needed[other.chip] += other.service.num_devices
+        if any(number > devices.count(chip) for chip, number in needed.items()):
+            continue
+        names = {"served_model_name": [one.service.name]}
+        services = [
+            replace(form.service, name=role, role=role, arguments={**form.service.arguments, **names})
+            for role, form in zip(PARTS, (one, other), strict=True)
+        ]
+        pair = replace(spec, services=tuple(services))
+        faults = [*call.server.check(pair), *call.server.check_plan(pair, place(pair)[1].instances)]
+        if not faults:
+            reader, writer = (replace(form, service=each) for form, each in zip((one, other), services, strict=True))
+            return reader, writer
+    raise ConfigError(faults)
+
+
+def handover_of(reader: Form, writer: Form, answers: Sequence[Mapping[str, Any]]) -> Handover:
+    """What was measured of two forms."""
+    readings = (Reading(each["number"], each["first_token_s"]) for each in answers if each["what"] == "handover")
+    model = str(reader.service.arguments["model"])
+    return Handover(model, reader.row_name, writer.row_name, tuple(readings))
+
+
 def _degrees(call: Call) -> tuple[int, ...]:
     given = call.command.options.get("tp")
     if given is None:
@@ -113,24 +160,32 @@ def _degrees(call: Call) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def _key(form: Form, given: int) -> str:
-    """Tells measurements of other settings apart."""
-    arguments = {name: value for name, value in form.service.arguments.items() if name not in _PLACES}
-    text = json.dumps([arguments, given], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _folder(spec: Spec, name: str, forms: Sequence[Form], given: int) -> Path:
+    """Of a measurement; other settings have another one."""
+    arguments = [{k: v for k, v in form.service.arguments.items() if k not in _PLACES} for form in forms]
+    text = json.dumps([*arguments, given], sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Path(os.path.abspath(spec.exp_dir)) / FOLDER / f"{name}-{key}"
 
 
 def _is_done(folder: Path) -> bool:
     return any(row["what"] == "done" for row in read_json_lines(folder / ANSWERS_FILE))
 
 
-def _measure(call: Call, form: Form, folder: Path, given: int) -> tuple[int, str, tuple[str, ...]]:
-    """Start the instance, measure, end it, telling every answer; the exit code, why, and what there was to say."""
-    spec = call.spec
-    blocks = {name: block for name, block in spec.blocks.items() if name != "gateway"}
-    alone = replace(spec, services=(form.service,), blocks=blocks, exp_dir=folder)
-    decision = _with_job(call, decide(call, alone), given)
-    directory = ready(call, decision, {"chips": [form.chip]})
+def _measure(
+    call: Call, services: Sequence[Service], folder: Path, job_of: Callable[[Decision], tuple[str, Mapping[str, Any]]]
+) -> Answer | None:
+    """Start the instances, measure, end them, telling every answer; what there is to say where that failed.
+
+    ``job_of`` tells the module that measures, and what it is told. What is measured is not measured again.
+    """
+    if _is_done(folder):
+        return None
+    blocks = {name: block for name, block in call.spec.blocks.items() if name != "gateway"}
+    alone = replace(call.spec, services=tuple(services), blocks=blocks, exp_dir=folder)
+    decision = decide(call, alone)
+    decision = _with_job(decision, *job_of(decision))
+    directory = ready(call, decision, {"chips": [instance.chip for instance in decision.plan.instances]})
     lines = Lines(folder / ANSWERS_FILE)
     lines.skip()
 
@@ -143,26 +198,51 @@ def _measure(call: Call, form: Form, folder: Path, given: int) -> tuple[int, str
         run = Supervisor(directory, say=call.say, watch=watch).supervise({**os.environ, **secrets(decision.launch, 0)})
     finally:
         directory.lock.release()
-    return run.exit_code or 0, run.reason, run.notes
+    if not run.exit_code:
+        return None
+    hint = "what was measured is kept; the same command goes on from there"
+    document = {"exit_code": run.exit_code, "reason": run.reason, "profile": None}
+    said = f"measuring ended with code {run.exit_code}: {run.reason}"
+    return Answer(document, (said, *run.notes, hint), run.exit_code)
 
 
-def _with_job(call: Call, decision: Decision, given: int) -> Decision:
-    """The same with the measuring beside the instance; when it ends, so does the run."""
+def _job_of_one(call: Call, given: int, decision: Decision) -> tuple[str, Mapping[str, Any]]:
     (service,), (instance,) = decision.spec.services, decision.plan.instances
-    job, bench = decision.launch.job, call.server.bench()
-    (keeper,) = job.nodes
-    kept = keeper.files[SERVE_FILE]
-    argv = [sys.executable, "-P", "-m", "flagvega.serve.measure", "--run-dir", str(decision.launch.run_dir)]
-    measure = {
+    bench, kept = call.server.bench(), _kept(decision)["instances"][0]
+    return "flagvega.serve.measure", {
         "bench": {"argv": list(bench.argv), "env": dict(bench.env)},
         "url": instance.url,
-        "model": kept["instances"][0]["model"],
+        "model": kept["model"],
         "tokenizer": str(Path(str(service.arguments["model"])).expanduser().absolute()),
-        "cache_label": kept["instances"][0]["metrics"].get("cache_tokens"),
+        "cache_label": kept["metrics"].get("cache_tokens"),
         "slots": service.arguments.get("max_num_seqs") or DEFAULT_SLOTS,
         "step_tokens": service.arguments.get("max_num_batched_tokens") or DEFAULT_STEP_TOKENS,
         "input_tokens": given,
     }
+
+
+def _job_of_two(decision: Decision) -> tuple[str, Mapping[str, Any]]:
+    arguments = decision.spec.services[0].arguments
+    return "flagvega.serve.measure_pair", {
+        "urls": [instance.url for instance in decision.plan.instances],
+        "model": _kept(decision)["instances"][0]["model"],
+        "step_tokens": arguments.get("max_num_batched_tokens") or DEFAULT_STEP_TOKENS,
+    }
+
+
+def _kept(decision: Decision) -> Mapping[str, Any]:
+    """What the keeper is told."""
+    (keeper,) = decision.launch.job.nodes
+    kept: Mapping[str, Any] = keeper.files[SERVE_FILE]
+    return kept
+
+
+def _with_job(decision: Decision, module: str, measure: Mapping[str, Any]) -> Decision:
+    """The same with the measuring beside the instances, and no gateway; when it ends, so does the run."""
+    job = decision.launch.job
+    (keeper,) = job.nodes
+    kept = {name: value for name, value in _kept(decision).items() if name != "gateway"}
+    argv = [sys.executable, "-P", "-m", module, "--run-dir", str(decision.launch.run_dir)]
     files = {SERVE_FILE: {**kept, "batch": argv}, MEASURE_FILE: measure}
     return replace(decision, launch=replace(decision.launch, job=replace(job, nodes=(replace(keeper, files=files),))))
 
@@ -190,8 +270,8 @@ def row_of(form: Form, answers: Sequence[Mapping[str, Any]]) -> Row:
     )
 
 
-def _finish(call: Call, spec: Spec, rows: Sequence[Row]) -> Answer:
-    profile = ServeProfile(tuple(rows), call.server.name, time.strftime("%F"))
+def _finish(call: Call, spec: Spec, rows: Sequence[Row], handovers: Sequence[Handover]) -> Answer:
+    profile = ServeProfile(tuple(rows), call.server.name, time.strftime("%F"), tuple(handovers))
     path = spec.exp_dir / PROFILE_FILE
     document = profile_to_json(profile)
     with writing(path):
