@@ -35,7 +35,7 @@ from flagvega.serve.choose import choose
 from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Passing, Row, passing_of, read_serve_profile
 from flagvega.serve.fleets import PARTS, Outlook, Problem, holds
 from flagvega.serve.kinds import Kind, find_kind
-from flagvega.serve.place import find_host, place
+from flagvega.serve.place import find_hosts, place
 from flagvega.serve.tables import fleet_table, gains_table
 from flagvega.serve.traffic import Traffic, outcome_facts
 from flagvega.serve.traffic_block import read_traffic
@@ -92,22 +92,24 @@ def pose(call: Call, spec: Spec) -> Question:
     traffic, targets = read_traffic(spec)
     if not traffic.rate_per_s:
         raise ConfigError(Fault("a plan needs a rate of requests", where_of(spec, "traffic"), "write rate_per_s"))
-    cluster = find_host(spec)
+    cluster = find_hosts(spec)
     path = Path(block.profile).expanduser() if block.profile else spec.exp_dir / PROFILE_FILE
     models = {str(service.arguments.get("model")) for service in spec.services}
     if len(models) > 1:
         raise ConfigError(Fault(f"a plan is for one model, not {', '.join(sorted(models))}", where_of(spec, "serve")))
-    counts = Counter(cluster.nodes[0].devices)
+    counts = Counter(chip for node in cluster.nodes for chip in node.devices)
     profile = read_serve_profile(path)
     measured = [row for row in profile.instances if row.model in models and row.chip in counts]
     if not measured:
         what = f"{path} holds no measurement of {models.pop()} on {', '.join(counts)}"
         raise ConfigError(Fault(what, where_of(spec, "plan.profile"), "measure with action=profile"))
-    rows = _usable(call, spec, measured, counts, traffic, block.max_tp)
+    rows = _usable(call, spec, measured, cluster, traffic, block.max_tp)
     prices = _prices(spec, cluster, block)
     found = (find_kind(row, traffic, targets, prices[row.chip] * row.num_devices) for row in rows)
     kinds = tuple(kind for kind in found if kind)
-    problem = Problem(kinds, dict(counts), traffic, targets, "cost" if block.objective == "cost" else "goodput")
+    problem = Problem(
+        kinds, _room(call, cluster, rows), traffic, targets, "cost" if block.objective == "cost" else "goodput"
+    )
     problem, no_roles = _with_roles(call, spec, problem, rows, prices, passing_of(profile, measured[0].model))
     if not kinds and {kind.role for kind in problem.split} < set(PARTS):
         reasons = "; ".join(why_never(rows, problem))
@@ -166,23 +168,38 @@ def _read_block(spec: Spec) -> PlanBlock:
     return block
 
 
-def _usable(call: Call, spec: Spec, measured: Sequence[Row], counts: Mapping[str, int], traffic: Traffic,
+def _room(call: Call, cluster: Cluster, rows: Sequence[Row]) -> dict[str, int]:
+    """Devices of each chip that instances can fill: each stays within a host; what is left out is told."""
+    room = Counter[str]()
+    for node in cluster.nodes:
+        for chip, number in Counter(node.devices).items():
+            widest = max((row.num_devices for row in rows if row.chip == chip), default=1)
+            idle = number % widest if len(cluster.nodes) > 1 else 0
+            room[chip] += number - idle
+            if idle:
+                call.say(f"left out: {idle} x {chip} of {node.host}: instances of {widest} do not fill its {number}")
+    return dict(room)
+
+
+def _usable(call: Call, spec: Spec, measured: Sequence[Row], cluster: Cluster, traffic: Traffic,
             max_tp: int | None) -> list[Row]:  # fmt: skip
-    """The measured forms that fit the host and the requests; what is left out is told."""
+    """The measured forms that fit the hosts and the requests; what is left out is told."""
     needed = traffic.input_tokens.longest + traffic.output_tokens.longest
+    counts = {chip: max(node.devices.count(chip) for node in cluster.nodes)
+              for node in cluster.nodes for chip in node.devices}  # fmt: skip
     rows: list[Row] = []
     for row in measured:
         if row.max_tokens is not None and needed > row.max_tokens:
             call.say(f"left out: {row.name} holds {row.max_tokens} tokens of a request, and the longest has {needed}")
         elif row.num_devices > counts[row.chip] or (max_tp and row.tp > max_tp):
-            call.say(f"left out: {row.name} needs {row.num_devices} of {counts[row.chip]} chips")
+            call.say(f"left out: {row.name} needs {row.num_devices} of {counts[row.chip]} chips of a host")
         else:
             rows.append(row)
             _tell_changes(call, spec, row)
     for chip in counts.keys() - {row.chip for row in measured}:
         call.say(f"left out: {chip} is not in the profile; action=profile measures it")
     if not rows:
-        what = "no measured form of an instance fits the host and the requests"
+        what = "no measured form of an instance fits a host and the requests"
         raise NoPlanError(Fault(what, where_of(spec, "traffic"), f"the longest request has {needed} tokens"))
     return rows
 
@@ -197,7 +214,7 @@ def _tell_changes(call: Call, spec: Spec, row: Row) -> None:
 
 def _prices(spec: Spec, cluster: Cluster, block: PlanBlock) -> dict[str, float]:
     """Price per hour of a device by chip; 0 where none is told."""
-    prices = dict.fromkeys(cluster.nodes[0].devices, 0.0)
+    prices = {chip: 0.0 for node in cluster.nodes for chip in node.devices}
     for entry in spec.blocks.get("cluster", {}).get("nodes", ()):
         prices[find_chip(entry["chip"]).name] = float(entry.get("price_per_hour") or 0.0)
     free = [chip for chip, price in prices.items() if not price]

@@ -41,20 +41,26 @@ def place(spec: Spec) -> tuple[Cluster, ServePlan]:
     """
     cluster = find_hosts(spec)
     free = [_by_chip(node) for node in cluster.nodes]
-    seats: list[_Seat] = []
+    seats: dict[tuple[str, int], _Seat] = {}
     faults: list[Fault] = []
-    for service in spec.services:
+    for service in _in_turn(spec.services, len(cluster.nodes)):
         for replica in range(service.num_replicas):
             found = _take(free, service)
             if found is None:
                 faults.append(_lacking(spec, service, replica, cluster))
                 break
-            seats.append(_Seat(service, replica, *found))
+            seats[service.name, replica] = _Seat(service, replica, *found)
     if not faults:
-        faults = _check_addresses(spec, cluster, seats)
+        order = [seats[service.name, replica] for service in spec.services for replica in range(service.num_replicas)]
+        faults = _check_addresses(spec, cluster, order)
     if faults:
         raise ConfigError(faults)
-    return cluster, ServePlan(tuple(_instances(cluster, seats, _ports(spec))))
+    return cluster, ServePlan(tuple(_instances(cluster, order, _ports(spec))))
+
+
+def _in_turn(services: Sequence[Service], num_hosts: int) -> Sequence[Service]:
+    """Who is seated first: of several hosts, what needs most of one, so that no host is filled with small ones."""
+    return services if num_hosts == 1 else sorted(services, key=lambda service: -service.num_devices)
 
 
 def _instances(cluster: Cluster, seats: Sequence[_Seat], ports: Iterator[int]) -> Iterator[Instance]:
