@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -231,9 +232,11 @@ def _shown(plan: ServePlan, commands: Sequence[Mapping[str, Any]], several: bool
         table.add_row(*what, " ".join(map(str, instance.devices)), *degrees, f"{instance.url}/v1")
     lines: list[RenderableType | str] = [table]
     for each in commands:
-        env = [f"{name}={value}" for name, value in each["env"].items()]
+        env = [f"{name}={shlex.quote(value)}" for name, value in each["env"].items()]
         where = f" on {each['host']}" if several else ""
-        lines.append(f"\n--- instance {each['id']}{where}\n" + " \\\n    ".join([*env, *each["argv"]]))
+        lines.append(
+            f"\n--- instance {each['id']}{where}\n" + " \\\n    ".join([*env, *map(shlex.quote, each["argv"])])
+        )
     return lines
 
 

@@ -59,8 +59,9 @@ def traffic_of(value: Mapping[str, Any], report: Report) -> tuple[Traffic, Targe
         name: _lengths(getattr(block, name), f"traffic.{name}", report) for name in ("input_tokens", "output_tokens")
     }
     if (block.rate_per_s is None) == (block.concurrency is None):
-        fix = "write traffic: {rate_per_s: 4, ...}"
-        report.fault("traffic", "the traffic is a rate of requests, or a number in flight (concurrency)", fix)
+        fix = "write a rate of requests (traffic: {rate_per_s: 4, ...}), or a number in flight (concurrency)"
+        many = "is not said" if block.rate_per_s is None else "is said twice: by a rate, and by a number in flight"
+        report.fault("traffic", f"how much clients ask {many}", fix)
     given = {"rate_per_s": block.rate_per_s, "targets.first_token_s": block.targets.first_token_s,
              "targets.per_token_s": block.targets.per_token_s}  # fmt: skip
     for name, number in given.items():

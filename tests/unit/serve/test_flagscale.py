@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from backends.vllm.arguments import GONE, arguments
+from flagvega.cli import main
 from flagvega.errors import ExitCode
 from tests.unit.serve.conftest import EXPERIMENT, Dryrun, whats
 
@@ -136,3 +137,9 @@ def test_what_is_told_to_write_today_is_there() -> None:
 def gone() -> list[dict[str, str]]:
     with GONE.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_commands_are_shown_as_a_shell_takes_them(dryrun: Dryrun, capsys: pytest.CaptureFixture[str]) -> None:
+    dryrun([service(**{"limit_mm_per_prompt.image": 8})])
+    assert main(["--config-path", ".", "--config-name", "exp", "action=dryrun"]) == 0
+    assert """'--limit-mm-per-prompt={"image": 8}'""" in capsys.readouterr().out
