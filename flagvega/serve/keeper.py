@@ -161,7 +161,7 @@ class Keeper:
             write_json(self.stop_file, {"code": int(theirs), "reason": reason or "the first host has ended"})
         if self.gateway:
             drain([self.gateway])  # before the instances that it still waits for
-        elif self.awaits_gateway:
+        elif self.awaits_gateway and code != ExitCode.INTERNAL:
             self._await(lambda: self.hosts[0].has_drained())
         drain(self.instances)
         if self.is_first:

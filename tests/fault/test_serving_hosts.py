@@ -178,8 +178,8 @@ def test_hosts_that_share_no_folder_or_mean_different_things_end_with_4(hosts: H
         assert code == 4
         assert "the hosts do not share this folder" in said
     hosts.started.clear()
-    hosts.start("1:gateway.record_s=3")
+    hosts.start("1:gateway.port=1")
     for node in (0, 1):
         code, said = hosts.end(node)
         assert code == 4
-        assert "gateway.record_s: host 0 has 5.0, host 1 has 3.0" in said
+        assert f"gateway.port: host 0 has {hosts.gateway}, host 1 has 1" in said
