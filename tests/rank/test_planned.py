@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
-from tests.unit.plan.asked import COMMAND_LINE, TWO_CPUS, write
+import yaml
+
+from flagvega.layout.codec import plan_to_json
+from tests.rank.client import Server, decide_on
+from tests.unit.plan.asked import TWO_CPUS
 
 TASK = """\
 model:
@@ -33,15 +33,13 @@ data: {mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 2000}
 """
 
 
-def test_an_interleaved_plan_of_uneven_chunks_is_found_and_trains(tmp_path: Path) -> None:
-    write(tmp_path, TWO_CPUS, TASK)
-    command = [sys.executable, str(ROOT / "run.py"), *COMMAND_LINE, "output=json"]
-    planned = subprocess.run([*command, "action=plan"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    decisions = json.loads(planned.stdout)["plan"]["decisions"]
+def test_an_interleaved_plan_of_uneven_chunks_is_found_and_trains(server: Server, tmp_path: Path) -> None:
+    blocks = {name: block for name, block in yaml.safe_load(TWO_CPUS).items() if name in ("cluster", "plan")}
+    decision = decide_on(tmp_path, {**blocks, "train": yaml.safe_load(TASK)})
+    decisions = plan_to_json(decision.plan)["decisions"]
     assert decisions["schedule"] == "interleaved"
     assert [chunk["stage"] for chunk in decisions["chain"]] == [0, 1, 0, 1]
     assert len({chunk["layers"][1] - chunk["layers"][0] for chunk in decisions["chain"]}) > 1
-    subprocess.run([*command, "action=run", "plan=out/plan.json"], cwd=tmp_path, capture_output=True, check=True)
-    steps = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    steps = server.start(decision).rows
     assert [step["step"] for step in steps] == [1, 2]
     assert all(math.isfinite(step["loss"]) for step in steps)
