@@ -103,6 +103,10 @@ def test_instances_are_placed_on_all_hosts_and_those_away_from_the_gateway_liste
     assert settings["instances"][2]["url"] == "http://10.0.0.2:8002"
     assert settings["instance_key_env"] == "VLLM_API_KEY"
     assert "--host=10.0.0.2" in document["commands"][2]["argv"]
+    guarded = ["--middleware=flagvega_guard.Guard" in each["argv"] for each in document["commands"]]
+    assert guarded == [False, False, True]
+    (plugin, *_) = document["commands"][2]["env"]["PYTHONPATH"].split(":")
+    assert (Path(plugin) / "flagvega_guard" / "__init__.py").is_file()
     assert [each["host"] for each in document["keepers"]] == ["10.0.0.1", "10.0.0.2"]
     assert document["ports"] == [
         "10.0.0.1:29500  by the other hosts, once, at the start",
