@@ -126,6 +126,7 @@ def dryrun(call: Call) -> Answer:
     ]  # fmt: skip
     several = decision.plan.num_hosts > 1
     ports, typed = (_ports(decision), host_commands(decision.spec, launch)) if several else ([], [])
+    endpoints = _endpoints(decision)
     document = {
         "name": decision.spec.name,
         "run_dir": str(launch.run_dir),
@@ -134,11 +135,14 @@ def dryrun(call: Call) -> Answer:
         "plan": serve_plan_to_json(decision.plan),
         "commands": commands,
         "keepers": [{"host": node.host, "argv": command(launch, i)} for i, node in enumerate(launch.job.nodes)],
+        "endpoints": endpoints,
         "ports": ports,
         "type": typed,
         "files": render(launch),
     }
     shown = _shown(decision.plan, commands, several)
+    if has_gateway(decision.spec, decision.plan):
+        shown.append(f"\nClients ask {endpoints[0]['url']}: the gateway there chooses the instance.")
     if several:
         shown += ["\n--- who must be reached where", *ports, "\n--- type on each host", *typed]
     return Answer(document, (*shown, "\nNothing was started."))

@@ -33,6 +33,7 @@ def test_the_port_of_deploy_is_where_clients_ask(place: str, dryrun: Dryrun) -> 
     alone = dryrun([ONE], experiment=given)
     assert "--port=6701" in alone["commands"][0]["argv"]
     several = dryrun([TWO], experiment=given)
+    assert several["endpoints"][0] == {"service": "", "url": "http://127.0.0.1:6701/v1"}
     assert json.loads(several["files"]["job/gateway.json"])["port"] == 6701
     assert [each["port"] for each in several["plan"]["decisions"]["instances"]] == [8000, 8001]
 
