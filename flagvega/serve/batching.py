@@ -208,12 +208,17 @@ class Engine:
 
     def _free_after(self) -> float:
         """Steps until a request that comes now is taken to get a slot: those before it take them as they get free."""
-        left = [(job, end - self.num_steps) for end, _, job in self.giving]
-        left += [(job, job.to_give) for job in self.reading]
-        ends = sorted(max(float(steps), OVERDUE * job.output_tokens) for job, steps in left)
+        steps, total = self.num_steps, self.num_requests + len(self.promised)
+        if total < self.slots:
+            return 0.0
+        ends = [max(end - steps, OVERDUE * job.output_tokens) for end, _, job in self.giving]
+        ends += [max(job.to_give, OVERDUE * job.output_tokens) for job in self.reading]
+        if total == len(ends):
+            return min(ends)
+        heapq.heapify(ends)
         for to_give in (*(job.to_give for job in self.waiting), *self.promised.values()):
             if len(ends) < self.slots:
                 heapq.heappush(ends, to_give)
             else:
                 heapq.heapreplace(ends, ends[0] + to_give)
-        return ends[0] if len(ends) >= self.slots else 0.0
+        return ends[0]

@@ -16,7 +16,7 @@ from flagvega.serve.batching import Engine, Member
 from flagvega.serve.curve import Passing
 from flagvega.serve.gateway.instance import Forecast as Expected
 from flagvega.serve.gateway.routes import HANDED_TOKENS, Load, find_routes
-from flagvega.serve.traffic import Answered, Request
+from flagvega.serve.traffic import Answered, Request, Targets
 
 REFUSED = "refused: it would have waited too long"
 TOO_LONG = "longer than the cache"
@@ -60,13 +60,8 @@ def forecast(
     over what was read of a prompt, where members have roles.
     """
     fleet = _Fleet([Engine(member) for member in members], requests, passing)
-    refused = set()
-    for i, request in enumerate(requests):
-        fleet.run(request.at_s)
-        if not fleet.send(i, patience_s):
-            refused.add(i)
-    fleet.run(inf)
-    answers = [_unanswered(each, REFUSED) if i in refused else fleet.answer(i) for i, each in enumerate(requests)]
+    fleet.serve(patience_s)
+    answers = fleet.answers()
     end_s = max(fleet.end_s, requests[-1].at_s)
     shares = tuple(
         Share(len(each.done), each.held_s / end_s, each.read_s / end_s, each.step_s / end_s, each.num_preempted)
@@ -74,6 +69,17 @@ def forecast(
     )
     places = tuple(fleet.places.get(i, -1) for i in range(len(requests)))
     return Forecast(tuple(answers), places, end_s, shares)
+
+
+def meets_targets(
+    members: Sequence[Member], requests: Sequence[Request], targets: Targets, patience_s: float, passing: Passing
+) -> bool:
+    """Whether so many of the requests meet the targets as are to; it is looked no further than that takes."""
+    fleet = _Fleet([Engine(member) for member in members], requests, passing)
+    most = (1 - targets.share) * len(requests)
+    if not fleet.serve(patience_s, most):
+        return False
+    return sum(not answer.meets(targets) for answer in fleet.answers()) <= most
 
 
 @dataclass(eq=False)
@@ -89,6 +95,7 @@ class _Fleet:
     """Requests whose prompts are read by another engine than writes the answer."""
     ends: dict[int, tuple[float, float]] = field(default_factory=dict)
     """When the first token and the last of each answer were there."""
+    refused: set[int] = field(default_factory=set)
     end_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -100,6 +107,17 @@ class _Fleet:
         self.coming: list[list[tuple[float, int]]] = [[] for _ in self.engines]
         """Heaps of what is handed over to each engine: when, and which request."""
         self.num_seen = [0] * len(self.engines)
+
+    def serve(self, patience_s: float, most_refused: float = inf) -> bool:
+        """All requests; False when more than so many were refused, and the rest was not looked at."""
+        for i, request in enumerate(self.requests):
+            self.run(request.at_s)
+            if not self.send(i, patience_s):
+                self.refused.add(i)
+                if len(self.refused) > most_refused:
+                    return False
+        self.run(inf)
+        return True
 
     def send(self, index: int, patience_s: float) -> bool:
         """Send a request on the way that is expected to finish it first; whether there is one in time."""
@@ -162,9 +180,15 @@ class _Fleet:
             self.end_s = max(self.end_s, last_s if last_s < inf else 0.0)
         self.num_seen[j] = len(engine.done)
 
-    def answer(self, index: int) -> Answered:
-        """What came of a request."""
-        request, (first_s, last_s) = self.requests[index], self.ends[index]
+    def answers(self) -> list[Answered]:
+        """What came of the requests."""
+        return [self._answer(i) for i in range(len(self.requests))]
+
+    def _answer(self, index: int) -> Answered:
+        request = self.requests[index]
+        if index in self.refused:
+            return _unanswered(request, REFUSED)
+        first_s, last_s = self.ends[index]
         if last_s == inf:
             return _unanswered(request, TOO_LONG)
         at_s, given = request.at_s, request.input_tokens

@@ -11,9 +11,9 @@ from typing import Final
 from flagvega.config.spec import Role
 from flagvega.serve.batching import Member
 from flagvega.serve.curve import Curve, Passing, Row, curve_of
-from flagvega.serve.forecast import AT_ONCE, forecast
+from flagvega.serve.forecast import AT_ONCE, meets_targets
 from flagvega.serve.gateway.routes import HANDED_TOKENS
-from flagvega.serve.traffic import Request, Targets, Traffic, draw, fixed
+from flagvega.serve.traffic import Targets, Traffic, draw, fixed
 
 PATIENCE: Final = 0.6
 """Of the target for the first token: the gateway refuses what it expects to wait longer, for expectations err."""
@@ -128,12 +128,17 @@ def highest_rate(
     """
     number = sample_size(members, traffic, start, least)
     base = draw(replace(traffic, rate_per_s=1.0, num_requests=number))
+
+    def is_held(rate: float) -> bool:
+        requests = [replace(each, at_s=each.at_s / rate) for each in base]
+        return meets_targets(members, requests, targets, patience_of(targets), passing)
+
     low, high = max(above, start / 2**HALVINGS), start
-    if _share(members, base, low, targets, passing) < targets.share:
+    if not is_held(low):
         return 0.0
     for _ in range(HALVINGS):
         rate = (low + high) / 2
-        if _share(members, base, rate, targets, passing) >= targets.share:
+        if is_held(rate):
             low = rate
         else:
             high = rate
@@ -144,12 +149,3 @@ def sample_size(members: Sequence[Member], traffic: Traffic, rate_per_s: float, 
     """Requests to look at, for a forecast that is long past its idle beginning."""
     answer_s = max(traffic.output_tokens.mean * member.curve.step_s(member.slots) for member in members)
     return round(min(max(least, SPANS * rate_per_s * answer_s), MOST_REQUESTS))
-
-
-def _share(
-    members: Sequence[Member], base: Sequence[Request], rate: float, targets: Targets, passing: Passing
-) -> float:
-    """Of requests at this rate, those that meet the targets; ``base`` are requests at one a second."""
-    requests = [replace(each, at_s=each.at_s / rate) for each in base]
-    answers = forecast(members, requests, patience_of(targets), passing).answers
-    return sum(answer.meets(targets) for answer in answers) / len(answers)
