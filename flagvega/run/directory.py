@@ -36,6 +36,8 @@ class Run:
     state: State = "starting"
     supervisor: Owner | None = None
     """Who starts, then watches over it."""
+    agent: str = "torchrun"
+    """What starts the ranks."""
     agent_pid: int | None = None
     ended: float | None = None
     exit_code: int | None = None

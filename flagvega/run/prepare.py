@@ -86,6 +86,12 @@ def _new_run(launch: Launch, name: str, directory: RunDirectory, watch: Mapping[
         grace_s=launch.grace_s,
         started=now,
         supervisor=Owner.of(os.getpid()),
+        agent=_agent(launch, node),
         watch=dict(watch),
         metrics_offset_bytes=metrics.stat().st_size if metrics.exists() else 0,
     )
+
+
+def _agent(launch: Launch, node: int) -> str:
+    job = launch.job.nodes[node]
+    return job.argv[job.argv.index("-m") + 1] if job.is_launcher else "torchrun"

@@ -167,7 +167,7 @@ class Supervisor:
         text = agent_log.read_text(encoding="utf-8", errors="replace")
         culprit = find_culprit(text, self.run.ranks, self.exits)
         if culprit is None:
-            reason = f"torchrun {describe_death(agent_code)}; its log: {agent_log}"
+            reason = f"{self.run.agent} {describe_death(agent_code)}; its log: {agent_log}"
             return Verdict(ExitCode.INTERNAL, reason, last_words(agent_log))
         log = self.directory.log_file(self.run.host, culprit)
         code = failures(text, self.run.ranks).get(culprit, int(ExitCode.INTERNAL))

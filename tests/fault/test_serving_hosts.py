@@ -124,6 +124,7 @@ def test_one_gateway_serves_from_all_hosts_and_goes_on_with_those_that_are_left(
     os.kill(keeper(hosts.run(1)), signal.SIGKILL)
     code, said = hosts.end(1)
     assert code == 1, said
+    assert "flagvega.serve.keeper was killed (SIGKILL" in hosts.run(1).reason
     hosts.started.pop()
     hosts.wait(lambda: any("1 of 2 instances are left" in note for note in hosts.run(0).notes))
     assert hosts.health()["ready"] == 1
