@@ -205,7 +205,7 @@ def show(row: dict[str, Any]) -> str:
     """A row, to be read."""
     mark = f"  INVALID: {why}" if (why := why_invalid(row)) else ""
     return (
-        f"  seed {row['seed']} load {row['load']:.2f} {row['policy']:<17} goodput {row['goodput']:6.1f} "
+        f"  seed {row['seed']} load {row['load']:.2f} X goodput {row['goodput']:6.1f} "
         f"({row['goodput'] / row['capacity']:.3f} of capacity, {share_of(row):.3f} of what could be served), "
         f"all {row['throughput']:6.1f}, good {row['good']}/{row['requests']}, refused {row['refused']}, "
         f"cut {row.get('cut')}, late {row.get('late_first')}, slow {row.get('slow_tokens')}, "
@@ -232,7 +232,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> int:
             if (row["chips"], row["load"]) == (chips, load) and not why_invalid(row):
                 shares.setdefault(row["policy"], []).append(share_of(row))
         for name, found in shares.items():
-            print(f"  {name:<17} {mean(found):.3f} of what could be served ({' '.join(f'{x:.3f}' for x in found)})")
+            print(f"  {name:<20} {mean(found):.3f} of what could be served ({' '.join(f'{x:.3f}' for x in found)})")
         ours = mean(shares.get(JUDGED, [0.0]))
         theirs = [mean(found) for name, found in shares.items() if not name.startswith(OURS)]
         ratios[f"{chips} at {load}"] = ours
