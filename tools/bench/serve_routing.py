@@ -205,7 +205,7 @@ def show(row: dict[str, Any]) -> str:
     """A row, to be read."""
     mark = f"  INVALID: {why}" if (why := why_invalid(row)) else ""
     return (
-        f"  seed {row['seed']} load {row['load']:.2f} X goodput {row['goodput']:6.1f} "
+        f"  seed {row['seed']} load {row['load']:.2f} {row['policy']:<20} goodput {row['goodput']:6.1f} "
         f"({row['goodput'] / row['capacity']:.3f} of capacity, {share_of(row):.3f} of what could be served), "
         f"all {row['throughput']:6.1f}, good {row['good']}/{row['requests']}, refused {row['refused']}, "
         f"cut {row.get('cut')}, late {row.get('late_first')}, slow {row.get('slow_tokens')}, "
