@@ -20,6 +20,8 @@ from flagvega.serve.records import is_ejected
 POLL_S = 0.2
 DRAIN_S = 60.0
 """Between SIGTERM and SIGKILL: more than an engine gives what it is answering (its own limit is in ``serve.yaml``)."""
+LOADING_S = 3.0
+"""The same for one that does not serve yet: it has nothing to finish, and vLLM hears no SIGTERM while it loads."""
 MAX_RESTARTS = 3
 """Of an instance that had been ready; one that never was is not tried again."""
 MAX_PROBES = 64
@@ -143,9 +145,12 @@ def drain(kept: Sequence[Kept]) -> None:
     """Ask them to end, and see to it that they do."""
     for each in kept:
         each.ask_to_end()
-    deadline = time.monotonic() + DRAIN_S
-    while time.monotonic() < deadline and any(each.is_running for each in kept):
+    begun = time.monotonic()
+    while any(each.is_running for each in kept):
         time.sleep(POLL_S)
+        for each in kept:
+            if time.monotonic() - begun > (LOADING_S if each.state == "starting" else DRAIN_S):
+                each.end()
     for each in kept:
         each.end()
 

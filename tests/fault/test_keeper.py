@@ -199,6 +199,20 @@ def test_what_was_begun_is_finished_when_it_is_stopped(keep: Callable[..., Kept]
     assert not scratch.exists()
 
 
+def test_an_engine_that_still_loads_is_not_waited_for_when_it_is_stopped(keep: Callable[..., Kept]) -> None:
+    kept = keep("loads", "slow")
+    log = kept.directory / "logs" / "rank-0.log"
+    kept.wait(lambda: kept.events(1, "serving") and "loading" in log.read_text())
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(kept.ask, 1, 8)
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert kept.stop() == 0
+        assert time.monotonic() - begun < 20
+        assert answer.result()["choices"]
+    assert not is_running(kept.events(0, "start")[0]["pid"])
+
+
 def test_the_gateway_is_told_of_and_leaves_before_the_instances(keep: Callable[..., Kept]) -> None:
     kept = keep("", gateway="plain")
     kept.wait(lambda: kept.events(0, "endpoint"))

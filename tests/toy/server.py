@@ -1,8 +1,8 @@
 """A toy of an engine's server, in the ways in which real ones go wrong.
 
 ``server.py PORT [WAY]``: ``sick`` answers ``/health`` and ends at its first request, with code 0; ``gone`` ends at
-once, with code 0; ``family`` has a process of its own; ``slow`` takes two seconds for a completion and finishes it at
-SIGTERM.
+once, with code 0; ``loads`` never answers, and hears no SIGTERM; ``family`` has a process of its own; ``slow`` takes
+two seconds for a completion and finishes it at SIGTERM.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ PORT, WAY = int(sys.argv[1]), "".join(sys.argv[2:])
 CHILD = subprocess.Popen(["sleep", "600"]).pid if WAY == "family" else None
 if WAY == "gone":
     sys.exit(0)
+if WAY == "loads":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("loading", flush=True)
+    time.sleep(600)
 server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
 server.daemon_threads = False
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
