@@ -128,9 +128,11 @@ def said(num_tokens: int) -> str:
     return "".join(f"{i} " for i in range(num_tokens))
 
 
-async def ask(session: Any, url: str, num_tokens: int, stream: bool = True, prompt: str = "hello") -> dict[str, Any]:
+async def ask(
+    session: Any, url: str, num_tokens: int, stream: bool = True, prompt: str = "hello", **more: Any
+) -> dict[str, Any]:
     """Ask for a completion; its status, text, the instance, and what broke it off."""
-    body = {"model": "toy", "prompt": prompt, "max_tokens": num_tokens, "stream": stream}
+    body = {"model": "toy", "prompt": prompt, "max_tokens": num_tokens, "stream": stream, **more}
     async with session.post(f"{url}/v1/completions", json=body) as response:
         found: dict[str, Any] = {
             "status": response.status,
@@ -141,14 +143,18 @@ async def ask(session: Any, url: str, num_tokens: int, stream: bool = True, prom
         }
         if not stream or response.status != 200:
             value = await response.json()
-            return found | ({"error": value["error"]} if "error" in value else {"text": value["choices"][0]["text"]})
+            if "error" in value:
+                return found | {"error": value["error"]}
+            return found | {"text": value["choices"][0]["text"], "usage": value["usage"]}
         async for line in response.content:
             if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                 continue
             event = json.loads(line[6:])
             if "error" in event:
                 found["error"] = event["error"]
-            elif event["choices"]:
+            elif not event["choices"]:
+                found["usage"] = event["usage"]
+            else:
                 found["text"] += event["choices"][0]["text"]
                 found.setdefault("begun", asyncio.get_running_loop().time())
         return found
