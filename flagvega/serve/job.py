@@ -39,9 +39,7 @@ def make_job(spec: Spec, plan: ServePlan, cluster: Cluster, server: Server) -> J
         own = [entry for each, entry in instances if each.node == node]
         kept: dict[str, Any] = {"name": spec.name, "instances": own, "hosts": hosts}
         its: dict[str, Any] = {serve_file(position): kept}
-        if position:
-            kept["awaits_gateway"] = has_gateway(spec, plan)
-        else:
+        if not position:
             others = [(nodes.index(each.node), entry) for each, entry in instances if each.node != node]
             kept["others"] = [{"position": place, **_known(entry)} for place, entry in others]
             kept |= _first(spec, plan, instances[0][1]["model"])

@@ -45,15 +45,13 @@ class Keeper:
         self.has_endpoint = False
         self.trouble = ""
         """Why there is no going on, whatever its instances do."""
-        self.is_first, self.awaits_gateway = position == 0, read.get("awaits_gateway", False)
-        names = read.get("hosts", [])
+        self.is_first = position == 0
         self.hosts = [
             Host(run_dir, i, name, [each for each in read.get("others", ()) if each["position"] == i])
-            for i, name in enumerate(names)
+            for i, name in enumerate(read.get("hosts", []))
             if i != position and (self.is_first or i == 0)
         ]
-        self.goes_on = bool(self.hosts and (self.gateway or self.awaits_gateway))
-        """With the instances that are left, where some are lost: a gateway on one of several hosts can."""
+        """The others, as far as it has to do with them; the first one has the gateway."""
         self.given_up: set[int] = set()
         self.looked = time.monotonic()
         self.beat = make_beat(run_dir, position) if self.hosts else None
@@ -123,21 +121,18 @@ class Keeper:
 
     def _lose(self, host: Host) -> None:
         """A host is gone."""
-        if self.is_first and self.goes_on:
+        if self.is_first:
             self.given_up |= {each.facts["id"] for each in host.instances}
             self.instances[0].tell(f"host_{host.name}_lost", reason=f"{host.trouble}; {self._left()}")
         else:
-            # Without the first there is no gateway; a batch waits for all.
-            self.trouble = f"the host {host.name} is gone: {host.trouble}"
+            self.trouble = f"the host {host.name}, where the gateway is, is gone: {host.trouble}"
 
     def _can_go_on(self) -> bool:
-        """Whether enough is left; instances that are lost are told once each."""
+        """Whether enough is left: on one host all instances, on several any; those that are lost are told once each."""
         if self.gateway and self.gateway.state == "failed":
             self.trouble = f"the gateway: {self.gateway.trouble}; its log: {self.gateway.log_file}"
         lost = [each for each in self._everywhere() if each.state == "failed"]
-        if self.trouble or not self.goes_on:
-            if lost and isinstance(lost[0], Far):
-                self.trouble = self.trouble or f"instance {lost[0].facts['id']}: {lost[0].trouble}"
+        if self.trouble or not self.hosts:
             return not (self.trouble or lost)
         for each in lost:
             if (number := each.facts["id"]) not in self.given_up:
@@ -161,7 +156,7 @@ class Keeper:
             write_json(self.stop_file, {"code": int(theirs), "reason": reason or "the first host has ended"})
         if self.gateway:
             drain([self.gateway])  # before the instances that it still waits for
-        elif self.awaits_gateway and code != ExitCode.INTERNAL:
+        elif not self.is_first and code != ExitCode.INTERNAL:
             self._await(lambda: self.hosts[0].has_drained())
         drain(self.instances)
         if self.is_first:

@@ -113,7 +113,7 @@ def keeper(run: Run) -> int:
     return run.agent_pid
 
 
-def test_one_gateway_serves_from_all_hosts_and_goes_on_with_those_that_are_left(hosts: Hosts) -> None:
+def test_one_gateway_serves_from_all_hosts_and_one_that_is_asked_to_stop_has_all_finish(hosts: Hosts) -> None:
     hosts.start()
     hosts.wait(lambda: hosts.health()["ready"] == 2)
     assert {ask(hosts.gateway, f"p{i}", "toy") for i in range(8)} == {"0 "}
@@ -121,6 +121,18 @@ def test_one_gateway_serves_from_all_hosts_and_goes_on_with_those_that_are_left(
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     with pytest.raises(urllib.error.HTTPError, match="401"):  # a stranger asks the instance on the other host
         urllib.request.urlopen(f"http://{HOSTS[1]}:{hosts.first + 1}/v1/completions", b"{}")
+    hosts.started[1].send_signal(signal.SIGTERM)
+    assert [hosts.end(node)[0] for node in (0, 1)] == [143, 143]
+    assert [hosts.run(node).state for node in (0, 1)] == ["stopped", "stopped"]
+    secret = key.read_bytes()
+    assert not [path for path in hosts.folder.rglob("*") if path.is_file() and path != key
+                and secret in path.read_bytes()]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_hosts_that_are_left(hosts: Hosts) -> None:
+    hosts.start()
+    hosts.wait(lambda: hosts.health()["ready"] == 2)
     os.kill(keeper(hosts.run(1)), signal.SIGKILL)
     code, said = hosts.end(1)
     assert code == 1, said
@@ -131,21 +143,8 @@ def test_one_gateway_serves_from_all_hosts_and_goes_on_with_those_that_are_left(
     assert {ask(hosts.gateway, f"p{i}", "toy") for i in range(4)} == {"0 "}
     shown = json.loads(hosts.call("action=status", "output=json").stdout)["runs"]
     assert [(each["state"], each["host"]) for each in shown] == [("running", HOSTS[0]), ("failed", HOSTS[1])]
-    hosts.started[0].send_signal(signal.SIGTERM)
-    code, said = hosts.end(0)
-    assert code == 143, said
-    secret = key.read_text()
-    kept = [path for path in hosts.folder.rglob("*") if path.is_file() and path != key]
-    assert not [path for path in kept if secret.encode() in path.read_bytes()]
-
-
-@pytest.mark.slow
-def test_one_host_that_is_asked_to_stop_has_all_finish_what_they_began(hosts: Hosts) -> None:
-    hosts.start()
-    hosts.wait(lambda: hosts.health()["ready"] == 2)
-    hosts.started[1].send_signal(signal.SIGTERM)
-    assert [hosts.end(node)[0] for node in (0, 1)] == [143, 143]
-    assert [hosts.run(node).state for node in (0, 1)] == ["stopped", "stopped"]
+    assert hosts.call("action=stop").returncode == 0
+    assert hosts.end(0)[0] == 143
 
 
 @pytest.mark.slow
@@ -154,7 +153,7 @@ def test_without_the_host_of_the_gateway_nothing_goes_on(hosts: Hosts) -> None:
     hosts.wait(lambda: hosts.health()["ready"] == 2)
     os.kill(keeper(hosts.run(0)), signal.SIGKILL)
     assert [hosts.end(node)[0] for node in (0, 1)] == [1, 1]
-    assert f"the host {HOSTS[0]} is gone" in hosts.run(1).reason
+    assert f"the host {HOSTS[0]}, where the gateway is, is gone" in hosts.run(1).reason
 
 
 @pytest.mark.slow
