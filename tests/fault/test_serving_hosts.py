@@ -105,7 +105,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 def has_served(directory: RunDirectory, number: int) -> bool:
     """Whether the instance on the second host became ready so often."""
-    return sum(event["event"] == "serving" for event in directory.events(1)) == number
+    return len([event for event in directory.events(1) if event["event"] == "serving"]) == number
 
 
 def keeper(run: Run) -> int:
