@@ -15,7 +15,7 @@ import yaml
 from backends.vllm.server import server
 from flagvega.run.directory import RunDirectory
 from flagvega.run.processes import find_processes
-from flagvega.serve.curve import PROFILE_FILE, curve_of, read_serve_profile
+from flagvega.serve.curve import PROFILE_FILE, curve_of, passing_of, read_serve_profile
 from flagvega.serve.load import Bench
 from flagvega.serve.probe import find_trouble
 from flagvega.serve.traffic import Lengths, Targets, Traffic, fixed
@@ -55,17 +55,25 @@ def test_an_instance_is_measured_and_a_plan_made_of_it_runs(tmp_path: Path) -> N
     }
     (tmp_path / "exp.yaml").write_text(yaml.safe_dump(content))
     words = ["--config-path", str(tmp_path), "--config-name", "exp"]
-    assert flagvega(*words, "action=profile")["file"] == str(tmp_path / "out" / PROFILE_FILE)
-    (row,) = read_serve_profile(tmp_path / "out" / PROFILE_FILE).instances
+    assert flagvega(*words, "action=profile", "roles=true")["file"] == str(tmp_path / "out" / PROFILE_FILE)
+    profile = read_serve_profile(tmp_path / "out" / PROFILE_FILE)
+    (row,) = profile.instances
     assert [level.sequences for level in row.levels] == [1, 2, 4]
     assert (row.max_tokens, row.input_tokens) == (512, 40)
     assert row.cache_tokens
     assert row.cache_tokens > 512
     assert 0.04 <= curve_of(row).step_s(1) < 0.08  # of its chip, and what a busy host adds
-    (folder,) = (tmp_path / "out" / "profile").iterdir()
-    run = RunDirectory(folder).read()
-    assert run is not None
-    assert not find_processes(run.token)
+    passing = passing_of(profile, row.model)
+    assert passing
+    assert 0 <= passing.seconds(500) < 0.2  # beside a step of the chip
+    folders = sorted((tmp_path / "out" / "profile").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        run = RunDirectory(folder).read()
+        assert run is not None
+        assert not find_processes(run.token)
+    (log,) = folders[1].glob("logs/*/rank-1.log")  # the one that writes
+    assert log.read_text().count("Took the cache of") > 10
     planned = flagvega(*words, "action=plan")
     assert planned["predictions"]["holds"]
     found = flagvega("--config-path", str(tmp_path / "out"), "--config-name", "planned", "action=dryrun")

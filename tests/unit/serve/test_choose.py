@@ -15,10 +15,10 @@ import yaml
 from rich.console import Console
 
 from flagvega.actions.call import OPTIONS, Call
-from flagvega.actions.serve_profile import find_forms
+from flagvega.actions.serve_profile import find_forms, find_pair
 from flagvega.cli import ACTIONS, main
 from flagvega.config.command import parse
-from flagvega.errors import ExitCode
+from flagvega.errors import ConfigError, ExitCode
 from flagvega.serve.advice import tell_roles
 from flagvega.serve.choose import choose
 from flagvega.serve.curve import Handover, Level, Passing, Reading, Row, ServeProfile, profile_to_json
@@ -311,6 +311,11 @@ def test_a_service_is_measured_on_each_kind_of_chip_and_at_each_degree_that_fits
     assert code == 0
     words = ["--config-path", str(tmp_path), "--config-name", "exp", "action=profile", "output=json"]
     call = Call(parse([*words, "tp=1,2"], ACTIONS, OPTIONS), Console(stderr=True))
-    forms = find_forms(call.spec, find_host(call.spec), (1, 2))
+    forms = list(find_forms(call.spec, find_host(call.spec), (1, 2)))
     assert [form.name for form in forms] == ["m-emu-l", "m-emu-l-tp2", "m-emu-s"]
+    reader, writer = find_pair(call, call.spec, forms)
+    assert (reader.row_name, writer.row_name) == ("emu-l", "emu-s")
+    assert (reader.service.role, writer.service.role) == ("prefill", "decode")
+    with pytest.raises(ConfigError, match="roles take two instances"):
+        find_pair(call, call.spec, forms[2:])
     assert main([*words, "tp=two"]) == ExitCode.CONFIG
