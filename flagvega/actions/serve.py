@@ -55,7 +55,8 @@ class Decision:
 def run(call: Call, given: Spec | None = None) -> Answer:
     """Start this host's instances, and stay until they end; detach=true returns at once. ``given``: as in `decide`."""
     decision = decide(call, given)
-    watch: dict[str, Any] = {"chips": [instance.chip for instance in decision.plan.instances]}
+    chips = [instance.chip for instance in decision.plan.instances]
+    watch: dict[str, Any] = {"unit": "instance", "chips": chips}
     prompts: list[str] = decision.launch.job.files.get(BATCH_FILE, {}).get("prompts", [])
     if prompts:
         _check_question(decision)

@@ -83,6 +83,7 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
         "node": run.node,
         "host": run.host,
         "ranks": list(run.ranks),
+        "unit": run.unit,
         "started": run.started,
         "ended": run.ended,
         "exit_code": run.exit_code,
@@ -119,7 +120,7 @@ def _table(report: Mapping[str, Any]) -> Table:
     rows = {
         "run": f"{report['name']} ({report['run_id']})",
         "state": report["state"] if report["exit_code"] is None else f"{report['state']}, code {report['exit_code']}",
-        "host": f"{report['host']} (node {report['node']}), {len(report['ranks'])} ranks",
+        "host": f"{report['host']} (node {report['node']}), {len(report['ranks'])} {report['unit']}s",
         "time": took,
     }
     rows |= {"reason": report["reason"]} if report["reason"] else {}

@@ -140,7 +140,7 @@ def serving_page(page: ServingPage) -> str:
              for each in page.instances}  # fmt: skip
     names |= {"clients, at the gateway": CLIENT_COLOUR} if page.url else {}
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in _facts(page))
-    body = [f"<h1>{escape(f'serving {page.name}')}</h1>", f"<ul>{facts}</ul>"]
+    body = [f"<h1>{escape(f'serving {page.name}')}</h1>", _tiles(page), f"<ul>{facts}</ul>"]
     if page.engines.rows:
         body += [
             legend({escape(name): colour for name, colour in names.items()}, {}),
@@ -159,6 +159,10 @@ def serving_page(page: ServingPage) -> str:
 _STYLE = """
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: .2rem 2rem; }
 .pair svg { min-width: 0; } polyline { fill: none; stroke-width: 2; } polyline.thin { stroke-width: 1; opacity: .75; }
+.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: .8rem 0; }
+.tiles div { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .9rem; min-width: 7.5rem; }
+.tiles b { display: block; font-size: 1.45rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tiles span { font-size: .82rem; color: var(--faint); }
 td.long { white-space: normal; min-width: 16rem; }
 """
 
@@ -174,8 +178,30 @@ def _facts(page: ServingPage) -> list[str]:
         tokens, read = (sum(total[name] for total in totals) for name in ("num_output_tokens", "num_prompt_tokens"))
         requests = sum(total["num_requests"] for total in totals)
         facts.append(f"{requests:,} requests answered, {tokens:,} tokens written, {read:,} tokens of prompts read")
-    facts += [f"{page.num_refused} requests refused by the gateway"] if page.num_refused else []
+    refused = "1 request" if page.num_refused == 1 else f"{page.num_refused:,} requests"
+    facts += [f"{refused} refused by the gateway"] if page.num_refused else []
     return [*facts, time.strftime("written %F %T", time.localtime(page.written))]
+
+
+def _tiles(page: ServingPage) -> str:
+    """The few numbers that are looked at first: how it does now, as clients see it where there is a gateway."""
+    if not page.is_running or not page.engines.rows:
+        return ""
+    engines = page.engines.rows[-1].values
+    ready = sum(each.record["state"] == "ready" for each in page.instances)
+    tiles = [(f"{ready} of {len(page.instances)}", "instances ready")]
+    for quantity, name in (("output_tokens_per_s", "tokens/s written"), ("requests_per_s", "requests/s answered"),
+                           ("running", "requests at work")):  # fmt: skip
+        found = [value for key, value in engines.items() if key.startswith(f"{quantity} ")]
+        tiles += [(f"{sum(found):,.3g}", name)] if found else []
+    seen = (page.clients if page.clients.rows else page.engines).rows[-1].values
+    for quantity, name in (("first_token_s", "to the first token"), ("per_token_s", "per token after it")):
+        medians, tails = ([value for key, value in seen.items() if key.startswith(f"{quantity}_{quantile} ")]
+                          for quantile in ("p50", "p99"))  # fmt: skip
+        if medians and tails:
+            tiles.append((seconds(max(medians)), f"{name} (99 %: {seconds(max(tails))})"))
+    inside = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in tiles)
+    return f'<div class="tiles">{inside}</div>'
 
 
 @dataclass(frozen=True)

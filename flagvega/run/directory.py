@@ -53,6 +53,11 @@ class Run:
     schema: int = SCHEMA
 
     @property
+    def unit(self) -> str:
+        """What its numbers name: ranks, or the instances of services."""
+        return str(self.watch.get("unit", "rank"))
+
+    @property
     def finished(self) -> bool:
         """Whether it has ended, in whatever way."""
         return self.state in FINISHED

@@ -145,9 +145,9 @@ class Supervisor:
             self.say(f"found the checkpoint of step {step}: going on")
 
     def _name(self, rank: int) -> str:
-        """A rank with its chip, where that is known."""
-        chips = self.run.watch.get("chips", ())
-        return f"rank {rank} ({chips[rank]})" if rank < len(chips) else f"rank {rank}"
+        """A rank, or an instance, with its chip, where that is known."""
+        chips, unit = self.run.watch.get("chips", ()), self.run.unit
+        return f"{unit} {rank} ({chips[rank]})" if rank < len(chips) else f"{unit} {rank}"
 
     def _judge(self, agent_code: int) -> Verdict:
         verdict = judge(self.exits)

@@ -40,6 +40,8 @@ class _Seen:
 
     last: Scrape = field(default_factory=Scrape)
     total: Scrape = field(default_factory=Scrape)
+    told: dict[str, Any] = field(default_factory=dict)
+    """What was last written of the whole run: it holds as well when the engine has ended, or does not answer."""
     restarts: int = 0
 
 
@@ -97,14 +99,14 @@ class Observer:
         facts = {"id": each.facts["id"], "state": each.state, "trouble": each.trouble, "restarts": each.restarts}
         text = fetch_text(f"{each.facts['url']}/metrics", SCRAPE_S) if each.state == "ready" else None
         if text is None:
-            return facts
+            return {**facts, **seen.told}
         scrape, names = parse(text), each.facts.get("metrics", {})
         if each.restarts != seen.restarts:
             seen.restarts, seen.last = each.restarts, Scrape()
         grown, seen.last = rise(seen.last, scrape), scrape
         seen.total = add(seen.total, grown)
-        total = describe(seen.total, now - self.began, names)
-        return {**facts, **gauges(scrape, names), **describe(grown, seconds, names), "total": total}
+        seen.told = {"total": describe(seen.total, now - self.began, names)}
+        return {**facts, **gauges(scrape, names), **describe(grown, seconds, names), **seen.told}
 
     def _write(self, state: str) -> None:
         rows = self.rows or [{"id": each.facts["id"], "state": each.state} for each in self.kept]

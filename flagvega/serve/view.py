@@ -18,37 +18,39 @@ _TIMES: Final = {"first_token_s": "first token", "per_token_s": "per token"}
 
 def show_serving(run_dir: Path, since: float, is_running: bool) -> dict[str, str]:
     """How the instances of a run do, by name; empty where nothing is served."""
-    found, record = show_gateway(run_dir), read_serving(run_dir, since)
-    if record is None:
-        return found
+    found, told = _gateway(run_dir)
+    record = read_serving(run_dir, since)
     places = _places(run_dir)
-    for row in record["instances"]:
-        name = f"instance {row['id']}"
+    engines = {int(row["id"]): _of_engine(row, is_running) for row in record["instances"]} if record else {}
+    for number in sorted(engines | told):
+        state, load, rest = engines.get(number, ("", "", ""))
         # A gateway knows more about who waits, an engine about itself.
-        told = f"{found[name]}; " if name in found else ""
-        found[name] = f"{told}{places.get(row['id'], '')}: {_of_engine(row, is_running)}".removeprefix(": ")
-    if is_running and (age := time.time() - record["time"]) > OLD_S:
+        words = [*([told[number]] if number in told else [state, load]), rest]
+        place = places.get(number, "")
+        found[f"instance {number}"] = f"{place}: {', '.join(filter(None, words))}".removeprefix(": ")
+    if record and is_running and (age := time.time() - record["time"]) > OLD_S:
         found["note"] = f"its last record is {age:.0f} s old"
     if (run_dir / PAGE).exists():
         found["page"] = str(run_dir / PAGE)
     return found
 
 
-def show_gateway(run_dir: Path) -> dict[str, str]:
-    """How a run's gateway does, by its last record; empty when it has none."""
+def _gateway(run_dir: Path) -> tuple[dict[str, str], dict[int, str]]:
+    """How a run's gateway does, by its last record, and what it says of each instance."""
     status = read_gateway(run_dir)
     if status is None:
-        return {}
+        return {}, {}
+    if status["state"] == "ended":
+        return {"gateway": f"ended; it was at {status['url']}/v1"}, {}
     instances = status["instances"]
     ready = sum(each["state"] == "ready" for each in instances)
     found = {"gateway": f"{status['state']} at {status['url']}/v1, {ready} of {len(instances)} instances ready"}
     last = read_traffic(run_dir)
-    if last and status["state"] != "ended":
-        found["requests"] = f"{last['requests_per_s']:.1f}/s, {last['in_flight']} in flight, {last['refused']} refused"
-        found["tokens"] = f"{last['prompt_tokens_per_s']:.0f}/s read, {last['output_tokens_per_s']:.0f}/s written"
-        found |= dict(_times(last))
-        found |= {f"instance {each['id']}": _of_gateway(each) for each in last["instances"]}
-    return found
+    if not last:
+        return found, {}
+    found["requests"] = f"{last['requests_per_s']:.1f}/s, {last['in_flight']} in flight, {last['refused']} refused"
+    found["tokens"] = f"{last['prompt_tokens_per_s']:.0f}/s read, {last['output_tokens_per_s']:.0f}/s written"
+    return found | dict(_times(last)), {int(each["id"]): _of_gateway(each) for each in last["instances"]}
 
 
 def _places(run_dir: Path) -> dict[int, str]:
@@ -69,24 +71,24 @@ def _of_gateway(record: Mapping[str, Any]) -> str:
     """What the gateway says of an instance."""
     if record["state"] != "ready":
         return _state(record)
-    chip = f" on {record['chip']}" if record["chip"] else ""
     load = f"{record['requests_in_flight']} in flight, {record['requests_waiting']} waiting"
-    able = f"can {record['decode_tokens_per_second']:.0f}/s"
-    return f"ready{chip}, {load}, {record['output_tokens_per_s']:.0f} tokens/s ({able})"
+    able = f"can {record['decode_tokens_per_second']:.0f}"
+    return f"ready, {load}, {record['output_tokens_per_s']:.0f} tokens/s ({able})"
 
 
-def _of_engine(row: Mapping[str, Any], is_running: bool) -> str:
-    """What an engine says of itself."""
-    words = [_state(row)] if is_running or row["state"] == "failed" else []
-    words += [f"started again {row['restarts']} times"] if row["restarts"] else []
+def _of_engine(row: Mapping[str, Any], is_running: bool) -> tuple[str, str, str]:
+    """What an engine says of itself: its state, what it is doing, and the rest."""
+    state = _state(row) if is_running or row["state"] == "failed" else ""
+    words = [f"started again {row['restarts']} times"] if row["restarts"] else []
+    load = ""
     if total := row.get("total"):
-        if is_running:
-            words.append(f"{row.get('running', 0):.0f} running, {row.get('waiting', 0):.0f} waiting")
-            words.append(f"{row['output_tokens_per_s']:.0f} tokens/s")
+        if is_running and "running" in row:
+            load = f"{row.get('running', 0):.0f} running, {row.get('waiting', 0):.0f} waiting, "
+            load += f"{row['output_tokens_per_s']:.0f} tokens/s"
             words += [f"KV cache {row['kv_share']:.0%} full"] if "kv_share" in row else []
         words.append(f"{total['num_requests']} requests, {total['num_output_tokens']} tokens in all")
         words += [f"{name} {spread}" for name, spread in _times(total)]
-    return ", ".join(words) or "nothing was recorded"
+    return state, load, ", ".join(words) or ("" if state else "nothing was recorded")
 
 
 def _state(row: Mapping[str, Any]) -> str:

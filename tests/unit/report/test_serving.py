@@ -85,3 +85,13 @@ def test_a_page_without_records_says_where_instances_are() -> None:
     text = serving_page(empty)
     assert "prefill" in text
     assert "failed after 0:00:01" in text
+
+
+def test_what_is_looked_at_first_stands_first_while_the_run_goes_on() -> None:
+    tiles = next(each for each in body(serving_page(page())).iter("div") if each.get("class") == "tiles")
+    shown = [(each.find("b").text, each.find("span").text) for each in tiles]  # type: ignore[union-attr]
+    assert shown == [
+        ("1 of 2", "instances ready"), ("52", "tokens/s written"), ("4", "requests at work"),
+        ("200 ms", "to the first token (99 %: 900 ms)"),
+    ]  # fmt: skip
+    assert 'class="tiles"' not in serving_page(page("stopped"))

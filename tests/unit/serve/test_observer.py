@@ -107,6 +107,20 @@ def test_an_engine_that_is_not_there_is_said_to_be_so(engine: Engine, run_dir: P
     assert show_serving(run_dir, observer.began, is_running=True)["instance 1"] == "starting: connection refused"
 
 
+def test_what_an_engine_did_is_still_told_when_it_has_ended(engine: Engine, run_dir: Path) -> None:
+    observer = Observer(run_dir, "shop", [engine.instance(0)], None)
+    engine.says(3, 30)
+    observer._look()
+    engine.server.shutdown()
+    engine.server.server_close()
+    observer._look()
+    observer._write("stopped")
+    assert "3 requests answered, 30 tokens written" in (run_dir / PAGE).read_text()
+    shown = show_serving(run_dir, observer.began, is_running=True)
+    assert shown["instance 0"] == "m on emu-l 3: ready, 3 requests, 30 tokens in all"
+    assert "3 requests, 30 tokens in all" in show_serving(run_dir, observer.began, is_running=False)["instance 0"]
+
+
 def test_what_a_former_run_wrote_is_not_shown(engine: Engine, run_dir: Path) -> None:
     observer = Observer(run_dir, "shop", [engine.instance(0)], None)
     observer._look()

@@ -6,11 +6,11 @@ from flagvega.records import append_json_line, write_json
 from flagvega.serve.gateway.fleet import Fleet
 from flagvega.serve.gateway.metrics import Metrics
 from flagvega.serve.gateway.settings import InstanceSettings, Settings
-from flagvega.serve.view import show_gateway
+from flagvega.serve.view import show_serving
 
 
 def test_a_run_without_a_gateway_shows_none(tmp_path: Path) -> None:
-    assert show_gateway(tmp_path) == {}
+    assert show_serving(tmp_path, 0.0, is_running=True) == {}
 
 
 def test_the_last_record_is_shown(tmp_path: Path) -> None:
@@ -23,12 +23,12 @@ def test_the_last_record_is_shown(tmp_path: Path) -> None:
     (tmp_path / "serve").mkdir()
     instances = [{"state": each.state} for each in fleet.instances]
     write_json(tmp_path / "serve" / "gateway.json", {"state": "ready", "url": "http://c", "instances": instances})
-    assert list(show_gateway(tmp_path)) == ["gateway"]
+    assert list(show_serving(tmp_path, 0.0, is_running=True)) == ["gateway"]
     append_json_line(tmp_path / "serve" / "gateway.jsonl", metrics.record())
-    shown = show_gateway(tmp_path)
+    shown = show_serving(tmp_path, 0.0, is_running=True)
     assert shown["gateway"] == "ready at http://c/v1, 1 of 2 instances ready"
     assert shown["first token"] == "250 ms (99 %: 250 ms)"
     assert shown["per token"] == "40 ms (99 %: 40 ms)"
-    assert shown["instance 0"].startswith("ready on emu-l, 0 in flight")
+    assert shown["instance 0"].startswith("ready, 0 in flight")
     assert shown["instance 1"] == "starting: refused"
     assert b"flagvega_decode_tokens_per_second" in metrics.text()
