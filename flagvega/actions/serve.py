@@ -27,18 +27,18 @@ from flagvega.launch.rendezvous import find_rendezvous
 from flagvega.launch.script import Launch, check_launch, command, render, secrets
 from flagvega.layout.job import Job
 from flagvega.layout.serving import Instance, ServePlan, serve_plan_to_json
-from flagvega.records import read_json
+from flagvega.records import read_json, write_json
 from flagvega.report.batch import BatchView
 from flagvega.report.progress import duration
 from flagvega.run.directory import Run, RunDirectory
 from flagvega.run.prepare import prepare, start_detached
 from flagvega.run.supervisor import Supervisor
 from flagvega.serve.batch import BATCH_FILE, RESULT_FILE, count_done
-from flagvega.serve.hosts import serve_file
+from flagvega.serve.hosts import is_first_running, serve_file
 from flagvega.serve.job import GATEWAY_FILE, gateway_address, has_gateway, make_job
 from flagvega.serve.place import check_listening, check_reached, place
 from flagvega.serve.probe import KEY_ENV
-from flagvega.serve.sharing import read_key, shared_facts, unshared_told
+from flagvega.serve.sharing import AGREED_FILE, check_agreed, read_key, shared_facts, unshared_told
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,25 @@ def ready(call: Call, decision: Decision, watch: Mapping[str, Any]) -> RunDirect
         raise ConfigError(missing)
     if faults:
         raise PreflightError(faults)
-    config = yaml.safe_dump(dict(spec.composed), sort_keys=False, allow_unicode=True)
-    directory = prepare(launch, spec.name, watch, {"config.yaml": config})
+    files = {"config.yaml": yaml.safe_dump(dict(spec.composed), sort_keys=False, allow_unicode=True)}
     if decision.plan.num_hosts > 1:
-        with unshared_told(launch.run_dir):
-            meet(spec, launch, directory, shared_facts(spec, decision.plan, launch.run_dir), call.say)
+        return _join(call, decision, watch, files)
+    return prepare(launch, spec.name, watch, files)
+
+
+def _join(call: Call, decision: Decision, watch: Mapping[str, Any], files: Mapping[str, str]) -> RunDirectory:
+    """Take the directory and meet the other hosts; or join them, where they serve already and were left."""
+    spec, launch, position = decision.spec, decision.launch, decision.launch.rendezvous.node
+    if position and is_first_running(launch.run_dir):
+        check_agreed(launch.run_dir, shared_facts(spec, decision.plan, launch.run_dir), position)
+        call.say("the first host serves already: this one joins it")
+        return prepare(launch, spec.name, watch, files)
+    directory = prepare(launch, spec.name, watch, files)
+    facts = shared_facts(spec, decision.plan, launch.run_dir)
+    with unshared_told(launch.run_dir):
+        meet(spec, launch, directory, facts, call.say)
+    if position == 0:
+        write_json(launch.run_dir / AGREED_FILE, facts)
     return directory
 
 

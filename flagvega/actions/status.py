@@ -99,9 +99,7 @@ def _report(directory: RunDirectory) -> dict[str, Any]:
 def _of_host(run: Run, shown: dict[str, str]) -> dict[str, str]:
     """Of what a serving run shows, the instances of one host; the first has the rest as well."""
     own = {f"instance {rank}" for rank in run.ranks}
-    return {
-        name: text for name, text in shown.items() if name in own or not (run.node or name.startswith("instance "))
-    }
+    return {name: text for name, text in shown.items() if name in own or not (run.node or name.startswith("instance "))}
 
 
 def _batch(directory: RunDirectory, run: Run) -> dict[str, str]:

@@ -64,7 +64,6 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, A
 
 def _receive_all(rendezvous: Rendezvous, token: str, facts: Mapping[str, Any], say: Callable[[str], None],
                  deadline: float) -> list[Fault]:  # fmt: skip
-    facts = json.loads(json.dumps(facts))  # as theirs will be
     missing = set(range(1, rendezvous.num_nodes))
     faults: list[Fault] = []
     family = socket.AF_INET6 if ":" in rendezvous.address else socket.AF_INET
@@ -84,7 +83,7 @@ def _receive_all(rendezvous: Rendezvous, token: str, facts: Mapping[str, Any], s
                 else:
                     missing.discard(message["node"])
                     joined.append(peer)
-                    faults += _compare(facts, message["facts"], message["node"])
+                    faults += compare(facts, message["facts"], message["node"])
         for peer in joined:
             with suppress(OSError):
                 _send(peer, {"faults": [[fault.what, fault.where, fault.fix] for fault in faults]})
@@ -111,7 +110,9 @@ def _is_token(message: Any, token: str) -> bool:
     )
 
 
-def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], node: int) -> list[Fault]:
+def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], node: int) -> list[Fault]:
+    """What host ``node`` is about to run otherwise than host 0, whose facts are ``ours``."""
+    ours, theirs = json.loads(json.dumps([ours, theirs]))  # of one of them, lists may be tuples still
     found = [
         Fault(f"host 0 has {_short(one)}, host {node} has {_short(other)}", path, "give every host the same YAML")
         for path, one, other in differences(ours, theirs)

@@ -16,6 +16,8 @@ from flagvega.serve.records import FOLDER, read_gateway
 SERVE_FILE: Final = "job/serve.json"
 GONE_S: Final = 3.0
 """A host whose run is said to have ended is believed to be gone when it is silent for so long as well."""
+HEAR_S: Final = 10.0
+"""A host that is there is heard of within this."""
 PAUSE_S: Final = 10.0
 """Whoever has not looked for so long was held up, as the others may have been: by the folder, say."""
 
@@ -43,11 +45,16 @@ class Far:
 
     def __init__(self, facts: Mapping[str, Any], events: Path, since: float) -> None:
         self.facts = facts
+        self._events = Lines(events)
+        self.begin(since)
+
+    def begin(self, since: float) -> None:
+        """What happens from then on, by its host's clock, is of its present run."""
         self.state: State = "starting"
         self.trouble = ""
         self.restarts = 0
         self.has_ended = False
-        self._events, self._since = Lines(events), since
+        self._since = since
 
     def look(self) -> None:
         """Read what is new."""
@@ -92,12 +99,17 @@ class Host:
         if time.monotonic() - self._looked > PAUSE_S:
             self._listener.rest()
         self._looked = time.monotonic()
-        for each in self.instances:
-            each.look()
-        self.trouble = self.trouble or self._find_trouble()
-        if self.trouble:
+        if not self.trouble:
+            self.trouble = self._find_trouble()
+        elif (run := self._directory.read()) and not run.finished and (self._listener.silent_s() or 0.0) < GONE_S:
+            self.trouble, self._started = "", run.started  # somebody started it again
             for each in self.instances:
+                each.begin(run.started)
+        for each in self.instances:
+            if self.trouble:
                 each.lose(self.trouble)
+            else:
+                each.look()
 
     def _find_trouble(self) -> str:
         silent_s = self._listener.silent_s()
@@ -113,6 +125,17 @@ class Host:
         """Whether the gateway, which is there, has answered all that it began."""
         status = read_gateway(self._directory.root)
         return status is not None and status["state"] == "ended" and status["time"] >= self._started
+
+
+def is_first_running(run_dir: Path) -> bool:
+    """Whether the first host serves, so that others may join it again; where it might, it is listened for."""
+    run = RunDirectory(run_dir).read()
+    if run is None or run.state != "running":
+        return False
+    listener, deadline = Listener(_beat_file(run_dir, 0)), time.monotonic() + HEAR_S
+    while listener.silent_s() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return listener.silent_s() is not None
 
 
 def _beat_file(run_dir: Path, position: int) -> Path:

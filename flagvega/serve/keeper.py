@@ -118,6 +118,9 @@ class Keeper:
             host.look()
             if host.trouble and not known:
                 self._lose(host)
+            elif known and not host.trouble:
+                self.given_up -= {each.facts["id"] for each in host.instances}
+                self.instances[0].tell(f"host_{host.name}_back", reason=self._left())
 
     def _lose(self, host: Host) -> None:
         """A host is gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +13,15 @@ from typing import Any, Final
 from flagvega import __version__
 from flagvega.config.spec import Spec
 from flagvega.errors import Fault, PreflightError
+from flagvega.launch.join import compare
 from flagvega.layout.serving import ServePlan, serve_plan_to_json
-from flagvega.records import write_text, writing
+from flagvega.records import read_json, write_text, writing
 from flagvega.serve.probe import KEY_ENV
 
 KEY_FILE: Final = "job/instances.key"
 """The key that instances ask for where hosts share a run and the user exports none; of the folder, not of one run."""
+AGREED_FILE: Final = "job/agreed.json"
+"""What the hosts of the run have alike, for those that join it again."""
 KEY_BYTES: Final = 32
 FOLDER_FACT: Final = "folder"
 
@@ -48,6 +51,12 @@ def shared_facts(spec: Spec, plan: ServePlan, run_dir: Path) -> dict[str, Any]:
         f"{KEY_ENV} is exported": KEY_ENV in os.environ,
         "versions": {"flagvega": __version__},
     }
+
+
+def check_agreed(run_dir: Path, facts: Mapping[str, Any], position: int) -> None:
+    """PreflightError where a host that joins again would run something else than the run does."""
+    if faults := compare(read_json(run_dir / AGREED_FILE), facts, position):
+        raise PreflightError(faults)
 
 
 @contextmanager

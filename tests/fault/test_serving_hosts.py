@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ class Hosts:
         return subprocess.run(self.argv(*words), env=environment(), capture_output=True, text=True, check=False,
                               timeout=120)  # fmt: skip
 
-    def start(self, *words: str) -> None:
+    def start(self, *words: str, nodes: Sequence[int] = (0, 1)) -> None:
         """The same command on each; ``1:`` before a word is for the second alone."""
-        for node in (0, 1):
+        for node in nodes:
             own = [word.removeprefix("1:") for word in words if node or not word.startswith("1:")]
             argv = self.argv(f"experiment.runner.node_rank={node}", "grace_s=30", *own)
             self.started.append(
@@ -130,7 +130,7 @@ def test_one_gateway_serves_from_all_hosts_and_one_that_is_asked_to_stop_has_all
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_hosts_that_are_left(hosts: Hosts) -> None:
+def test_a_run_goes_on_with_the_hosts_that_are_left_until_others_join_again(hosts: Hosts) -> None:
     hosts.start()
     hosts.wait(lambda: hosts.health()["ready"] == 2)
     os.kill(keeper(hosts.run(1)), signal.SIGKILL)
@@ -143,8 +143,16 @@ def test_a_run_goes_on_with_the_hosts_that_are_left(hosts: Hosts) -> None:
     assert {ask(hosts.gateway, f"p{i}", "toy") for i in range(4)} == {"0 "}
     shown = json.loads(hosts.call("action=status", "output=json").stdout)["runs"]
     assert [(each["state"], each["host"]) for each in shown] == [("running", HOSTS[0]), ("failed", HOSTS[1])]
+    hosts.start("gateway.port=1", nodes=[1])
+    code, said = hosts.end(-1)
+    assert code == 4
+    assert f"gateway.port: host 0 has {hosts.gateway}, host 1 has 1" in said
+    hosts.started.pop()
+    hosts.start(nodes=[1])
+    hosts.wait(lambda: hosts.health()["ready"] == 2)
+    hosts.wait(lambda: any("back: 2 of 2 instances are left" in note for note in hosts.run(0).notes))
     assert hosts.call("action=stop").returncode == 0
-    assert hosts.end(0)[0] == 143
+    assert [hosts.end(node)[0] for node in (0, 1)] == [143, 143]
 
 
 @pytest.mark.slow
