@@ -68,9 +68,7 @@ def patience_of(targets: Targets, share: float = PATIENCE) -> float:
     return inf if targets.first_token_s is None else round(share * targets.first_token_s, 4)
 
 
-def find_kind(
-    row: Row, traffic: Traffic, targets: Targets, price_per_hour: float, role: Role = "both"
-) -> Kind | None:
+def find_kind(row: Row, traffic: Traffic, targets: Targets, price_per_hour: float, role: Role = "both") -> Kind | None:
     """The form with the limit of requests at once at which it takes most; None where it never meets the targets."""
     curve = curve_of(row)
     most = row.levels[-1].sequences
