@@ -100,13 +100,14 @@ class Call:
     @cached_property
     def spec(self) -> Spec:
         """The configuration, every key of it judged; warnings are said once."""
+        draft = self.draft
         try:
             if self.serves:
-                spec = judge_services(self.draft, lambda name: servers.get(name).keys())
+                spec = judge_services(draft, lambda name: servers.get(name).keys())
             else:
-                spec = judge(self.draft, lambda name: engines.get(name).keys())
+                spec = judge(draft, lambda name: engines.get(name).keys())
         except ConfigError as error:
-            chips = misspelt_chips(self.draft.values, Report(self.draft.places).place)
+            chips = misspelt_chips(draft.values, Report(draft.places).place)
             raise ConfigError([*error.faults, *chips]) from error
         for warning in spec.warnings:
             self.say(f"warning: {warning}")
