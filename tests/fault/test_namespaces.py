@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from flagvega.run.directory import RunDirectory
 from tests.fault.conftest import wait_for_step
+from tests.toy.cli import environment
 from tests.toy.job import ROOT
 
 pytestmark = [
@@ -201,3 +203,40 @@ def test_hosts_that_share_no_folder_are_refused_when_checkpoints_are_wanted(
     folders = [tmp_path / "one", tmp_path / "two"]
     for said in end(launch(commands, hosts, conf, folders, "train.system.checkpoint.save_interval=2"), 4):
         assert "the hosts do not share this folder" in said
+
+
+def test_a_gateway_reaches_the_instances_of_another_host_and_strangers_do_not(
+    hosts: list[str], commands: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    if shutil.which("curl") is None:
+        pytest.skip("needs `curl`")
+    service = {"serve_id": "m", "engine": "toy", "engine_args": {"way": "paced"}, "resources": {"num_replicas": 2}}
+    nodes = [{"host": f"10.213.7.{i}", "chip": "cpu"} for i in (1, 2)]
+    experiment = {"exp_name": "shop", "exp_dir": str(tmp_path / "out"), "task": {"type": "serve"}}
+    probing = {"probing": {"interval_s": 0.2}}
+    config = {"experiment": experiment, "serve": [service], "cluster": {"nodes": nodes}, "gateway": probing}
+    (tmp_path / "shop.yaml").write_text(json.dumps(config))
+    for host in hosts:  # each knows its own address
+        argv = ["ip", "netns", "exec", host, sys.executable, str(ROOT / "run.py")]
+        argv += ["--config-path", str(tmp_path), "--config-name", "shop", "action=run"]
+        commands.append(
+            subprocess.Popen(argv, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    deadline = time.monotonic() + TIMEOUT_S
+    while '"ready": 2}' not in fetch(hosts[0], "http://127.0.0.1:8080/health"):
+        assert time.monotonic() < deadline
+    question = ["-H", "Content-Type: application/json", "-d", '{"model": "toy", "prompt": "a", "max_tokens": 1}']
+    for _ in range(4):
+        assert '"text": "0 "' in fetch(hosts[0], "http://127.0.0.1:8080/v1/completions", *question)
+    assert "not with this key" in fetch(hosts[0], "http://10.213.7.2:8001/v1/models")
+    assert fetch(hosts[1], "http://127.0.0.1:8001/health", "-i") == ""  # it is at the host's address alone
+    assert fetch(hosts[1], "http://10.213.7.1:8000/health", "-i") == ""  # beside the gateway, at its host's own
+    commands[1].send_signal(signal.SIGTERM)
+    end(commands, 143)
+
+
+def fetch(host: str, url: str, *words: str) -> str:
+    """What is there, seen from a host; empty when nothing answers."""
+    argv = ["ip", "netns", "exec", host, "curl", "-s", "-m", "5", *words, url]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout

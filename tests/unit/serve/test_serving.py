@@ -119,6 +119,14 @@ def test_instances_are_placed_on_all_hosts_and_those_away_from_the_gateway_liste
     assert json.loads(away["files"]["job/gateway.json"])["instances"][2]["url"] == "http://10.0.0.2:8002"
 
 
+def test_what_needs_most_of_a_host_is_placed_first(dryrun: Dryrun) -> None:
+    document = dryrun([service("a"), service("b", tensor_parallel_size=2)], cluster=TWO_HOSTS)
+    placed = document["plan"]["decisions"]["instances"]
+    assert [(each["service"], each["node"], each["port"]) for each in placed] == [("a", 1, 8000), ("b", 0, 8001)]
+    assert [json.loads(text)["instances"][0]["service"] for name, text in document["files"].items()
+            if name.startswith("job/serve")] == ["b", "a"]  # fmt: skip
+
+
 def test_what_hosts_cannot_do_together_is_refused(dryrun: Dryrun) -> None:
     wide = whats(dryrun([service(tensor_parallel_size=3)], ExitCode.CONFIG, cluster=TWO_HOSTS))
     assert "no 3 free for instance 0 of 'm': 10.0.0.1 has 2 x a800-sxm-80g; 10.0.0.2 has 1 x a800-sxm-80g" in wide
