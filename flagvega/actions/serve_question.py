@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Passing, Row
 from flagvega.serve.fleets import PARTS, Problem
 from flagvega.serve.kinds import find_kind
 from flagvega.serve.place import find_hosts, place
+from flagvega.serve.roles import find_roles
 from flagvega.serve.traffic import Traffic
 from flagvega.serve.traffic_block import read_traffic
 
@@ -67,7 +69,7 @@ def pose(call: Call, spec: Spec) -> Question:
         kinds, _room(call, cluster, rows), traffic, targets, "cost" if block.objective == "cost" else "goodput"
     )
     problem, no_roles = _with_roles(call, spec, problem, rows, prices, passing_of(profile, measured[0].model))
-    if not kinds and {kind.role for kind in problem.split} < set(PARTS):
+    if not kinds and find_roles(problem, (), time.monotonic()) is None:
         reasons = "; ".join(why_never(rows, problem))
         what = f"no instance meets the targets for {targets.share:.0%} of requests at any rate: {reasons}"
         raise NoPlanError(Fault(what, where_of(spec, "traffic.targets"), "ask for less, or measure faster chips"))

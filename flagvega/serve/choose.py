@@ -41,7 +41,8 @@ def choose(problem: Problem, time_s: float) -> Outlook:
     deadline = time.monotonic() + time_s
     best, other = _most(problem, deadline)
     if problem.objective == "cost":
-        best, other = _cheapest(problem, best, deadline), None
+        best = _cheapest(problem, best, deadline)
+        other = look(whole(problem), problem) if best.has_roles and problem.kinds else None
     best = _trim(best, problem, deadline)
     limits = [look(best.fleet, problem, patience) for patience in PATIENCES]
     least = _least(max(outlook.outcome.good_share for outlook in limits), problem)
@@ -60,7 +61,7 @@ def _most(problem: Problem, deadline: float) -> tuple[Outlook, Outlook | None]:
         return plain, None
     paired = find_roles(problem, whole(problem), deadline)
     if plain is None:
-        assert paired, "there is an instance"
+        assert paired, "there are kinds, or roles that can be given"
         return paired, None
     if paired and paired.outcome.good_share > plain.outcome.good_share * (1 + ROLES_WORTH):
         return paired, plain

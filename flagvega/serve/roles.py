@@ -32,9 +32,15 @@ def most_with_roles(fleet: Fleet, problem: Problem) -> float:
 
 
 def _climb(problem: Problem, start: Fleet, deadline: float, fixed: bool) -> Outlook | None:
+    """What is reached from a set step by step; what is found within the first step is not cut by the deadline."""
     best = look(start, problem) if works(start, problem) else None
-    while time.monotonic() < deadline:
-        found = [look(each, problem) for each in _steps(problem, start, fixed) if works(each, problem)]
+    while best is None or time.monotonic() < deadline:
+        found: list[Outlook] = []
+        for fleet in _steps(problem, start, fixed):
+            if works(fleet, problem):
+                found.append(look(fleet, problem))
+            if found and time.monotonic() > deadline:
+                break
         following = max(found, key=lambda outlook: outlook.outcome.good_share, default=None)
         if following is None or (best and following.outcome.good_share < best.outcome.good_share + STEP):
             break

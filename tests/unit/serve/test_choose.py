@@ -25,7 +25,7 @@ from flagvega.serve.curve import Handover, Level, Passing, Reading, Row, ServePr
 from flagvega.serve.fleets import PARTS, Problem, holds, look, pack, price_of, take_alone, whole
 from flagvega.serve.kinds import Kind, find_kind
 from flagvega.serve.place import find_host
-from flagvega.serve.roles import most_with_roles
+from flagvega.serve.roles import find_roles, most_with_roles
 from flagvega.serve.traffic import Lengths, Targets, Traffic, fixed
 
 
@@ -158,6 +158,14 @@ def test_a_chip_that_meets_no_targets_by_itself_reads_for_another() -> None:
     assert "emu-s reads" in {kind.name for kind in best.members}
     assert best.other
     assert best.outcome.good_share > best.other.outcome.good_share
+
+
+def test_two_that_meet_no_targets_alone_are_a_plan_together_and_one_is_none() -> None:
+    one, two = (tight(2.0, {"emu-l": number}, kinds=()) for number in (1, 2))
+    assert find_roles(one, (), 0.0) is None
+    found = find_roles(two, (), 0.0)
+    assert found
+    assert choose(two, 20).num_devices == 2
 
 
 def test_no_roles_take_more_than_as_much_read_as_written() -> None:
