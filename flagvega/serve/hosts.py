@@ -101,7 +101,7 @@ class Host:
         self._looked = time.monotonic()
         if not self.trouble:
             self.trouble = self._find_trouble()
-        elif (run := self._directory.read()) and not run.finished and (self._listener.silent_s() or 0.0) < GONE_S:
+        elif self._is_heard() and (run := self._directory.read()) and not run.finished:
             self.trouble, self._started = "", run.started  # somebody started it again
             for each in self.instances:
                 each.begin(run.started)
@@ -110,6 +110,10 @@ class Host:
                 each.lose(self.trouble)
             else:
                 each.look()
+
+    def _is_heard(self) -> bool:
+        silent_s = self._listener.silent_s()
+        return silent_s is not None and silent_s < GONE_S
 
     def _find_trouble(self) -> str:
         silent_s = self._listener.silent_s()
