@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -302,7 +303,8 @@ def predict(mix: Mix, row: Mapping[str, Any], long_run: bool = False) -> dict[st
 
 def error_of(row: Mapping[str, Any], predicted: Mapping[str, Any]) -> float:
     """Of the predicted goodput, as a share of the measured one."""
-    return float(predicted["goodput_per_s"] / row["measured"]["goodput_per_s"] - 1)
+    measured = row["measured"]["goodput_per_s"]
+    return float(predicted["goodput_per_s"] / measured - 1) if measured else inf
 
 
 def roles_of(row: Mapping[str, Any]) -> str:
