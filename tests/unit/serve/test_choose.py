@@ -227,6 +227,8 @@ def test_a_plan_is_a_yaml_that_runs_with_the_gateway_knowing_its_instances(
     assert code == 0
     assert found["predictions"]["holds"]
     assert set(found["predictions"]["one_more"]) == {"emu-l", "emu-s"}
+    assert "was not measured" in found["predictions"]["roles"]
+    assert {each["role"] for each in found["predictions"]["instances"]} == {"both"}
     assert json.loads((tmp_path / "out" / "plan.json").read_text()) == found
     words = ["--config-path", "out", "--config-name", "planned", "action=dryrun", "output=json"]
     assert main(words) == 0
@@ -259,11 +261,6 @@ def test_a_plan_with_roles_runs_and_tells_why(
     assert dry["plan"]["decisions"] == found["decisions"]
     instances = json.loads(dry["files"]["job/gateway.json"])["instances"]
     assert {each["role"] for each in instances} == {"prefill", "decode"}
-    # Without a measurement of handing over, there are none.
-    (tmp_path / "p.json").write_text(json.dumps(profile_to_json(ServeProfile((FAST,)))))
-    code, found = ask(9.0, traffic=traffic, cluster={"nodes": [{"chip": "emu-l", "devices": 2}]})
-    assert "was not measured" in found["predictions"]["roles"]
-    assert {each["role"] for each in found["predictions"]["instances"]} == {"both"}
 
 
 def test_the_cheapest_plan_that_cannot_be_says_what_would_have_to_change(ask: Ask) -> None:
