@@ -32,9 +32,9 @@ SLOTS = 24
 
 async def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both ways in turn."""
-    folder, port = Path(arguments.folder), free_port()
+    folder = Path(arguments.folder)
     async with running([(arguments.chip, SLOTS)], folder, arguments.toys) as (engine,):
-        settings = folder / "gateway.json"
+        settings, port = folder / "gateway.json", free_port()
         instance = {"id": 0, "url": engine.url, "slots": SLOTS}
         settings.write_text(json.dumps({"port": port, "instances": [instance], "probing": {"slow_start_s": 0}}))
         argv = [sys.executable, "-P", "-m", "flagvega.serve", "--config", str(settings)]
