@@ -133,7 +133,8 @@ class Supervisor:
         """Tell the user, once for all ranks, what one found worth telling."""
         if event["event"] not in self.relayed:
             self.relayed.add(event["event"])
-            note = f"{event['event'].replace('_', ' ')}: {event.get('reason', '')} (seen by {self._name(rank)})"
+            seen = "" if event.get("of_run") else f" (seen by {self._name(rank)})"
+            note = f"{event['event'].replace('_', ' ')}: {event.get('reason', '')}{seen}"
             self.run = self.directory.write(self.run, notes=(*self.run.notes, note))
             self.say(note)
 

@@ -87,7 +87,7 @@ class Keeper:
             self._look_around()
             if self.gateway and self.gateway.state == "ready" and not self.has_endpoint:
                 self.has_endpoint = True
-                self.instances[0].tell("endpoint", reason=f"{self.gateway.facts['url']}/v1, in front of all instances")
+                self._tell("endpoint", f"{self.gateway.facts['url']}/v1, in front of all instances")
             if not self._can_go_on():
                 return self._leave(int(ExitCode.INTERNAL), "")
             code = self.batch.poll() if self.batch else None
@@ -120,13 +120,13 @@ class Keeper:
                 self._lose(host)
             elif known and not host.trouble:
                 self.given_up -= {each.facts["id"] for each in host.instances}
-                self.instances[0].tell(f"host_{host.name}_back", reason=self._left())
+                self._tell(f"host_{host.name}_back", self._left())
 
     def _lose(self, host: Host) -> None:
         """A host is gone."""
         if self.is_first:
             self.given_up |= {each.facts["id"] for each in host.instances}
-            self.instances[0].tell(f"host_{host.name}_lost", reason=f"{host.trouble}; {self._left()}")
+            self._tell(f"host_{host.name}_lost", f"{host.trouble}; {self._left()}")
         else:
             self.trouble = f"the host {host.name}, where the gateway is, is gone: {host.trouble}"
 
@@ -140,8 +140,12 @@ class Keeper:
         for each in lost:
             if (number := each.facts["id"]) not in self.given_up:
                 self.given_up.add(number)
-                self.instances[0].tell(lost_event(number), reason=f"{each.trouble}; {self._left()}")
+                self._tell(lost_event(number), f"{each.trouble}; {self._left()}")
         return len(lost) < len(self._everywhere())
+
+    def _tell(self, event: str, reason: str) -> None:
+        """Record an event of the run, not of one instance."""
+        self.instances[0].tell(event, reason=reason, of_run=True)
 
     def _left(self) -> str:
         known = self._everywhere()

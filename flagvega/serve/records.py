@@ -54,7 +54,7 @@ def list_events(run_dir: Path, instances: Iterable[int], since: float) -> list[t
     files = {f"instance {i}": run_dir / "events" / f"rank-{i}.jsonl" for i in instances}
     files["gateway"] = run_dir / "events" / "gateway.jsonl"
     found = [
-        (event["time"], who, _event(event))
+        (event["time"], "the run" if event.get("of_run") else who, _event(event))
         for who, file in files.items()
         for event in read_json_lines(file)
         if event["time"] >= since

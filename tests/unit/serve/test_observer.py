@@ -77,6 +77,8 @@ def test_each_look_is_a_line_and_a_page(engine: Engine, run_dir: Path) -> None:
     observer = Observer(run_dir, "shop", [engine.instance(0)], None)
     began = observer.began
     append_json_line(run_dir / "events" / "rank-0.jsonl", {"time": time.time(), "event": "serving", "seconds": 7.0})
+    lost = {"time": time.time(), "event": "host_b_lost", "reason": "3 of 4 are left", "of_run": True}
+    append_json_line(run_dir / "events" / "rank-0.jsonl", lost)
     for done, tokens in ((3, 30), (5, 70)):
         engine.says(done, tokens)
         observer._look()
@@ -88,7 +90,8 @@ def test_each_look_is_a_line_and_a_page(engine: Engine, run_dir: Path) -> None:
     assert "5 requests, 70 tokens in all" in shown["instance 0"]
     page = (run_dir / PAGE).read_text()
     assert "5 requests answered, 70 tokens written" in page
-    assert "serving, after 7 s" in page
+    assert "<td>instance 0</td><td>serving, after 7 s" in page
+    assert "<td>the run</td><td>host_b_lost, 3 of 4 are left" in page
     assert 'http-equiv="refresh"' in page
     observer._ends.set()
     observer._write("stopped")
