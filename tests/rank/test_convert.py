@@ -23,9 +23,9 @@ from backends.megatron.saved import SavedTensors
 from flagvega.cli import main
 from flagvega.errors import ConfigError, ExitCode
 from flagvega.records import read_json
-from tests.conftest import ROOT
 from tests.rank.client import Server
 from tests.rank.gate import Gate
+from tests.rank.served import SERVING_PYTHON
 from tests.rank.test_huggingface import reference_logits
 
 NUM_TOKENS = 509
@@ -42,7 +42,6 @@ LINES = {
     "qwen3_moe": f"moe tp2 etp2 sp qk_layernorm=true moe_router_pre_softmax=true moe_layer_freq=[0,1] {PLAIN}",
 }
 """By family, a layout that trains it."""
-SERVING_PYTHON = ROOT / ".venv-serve" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,11 @@ from flagvega.serve.load import Bench
 from flagvega.serve.probe import find_trouble
 from flagvega.serve.traffic import Lengths, Targets, Traffic, fixed
 from tests.conftest import ROOT
+from tests.rank.served import needs_vllm
 from tools.bench.serve_engines import free_port
 from tools.bench.tiny_model import ENGINE_ARGS, make_tiny_model
 
-SERVING_PYTHON = ROOT / ".venv-serve" / "bin" / "python"
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not SERVING_PYTHON.exists(), reason="vLLM is in .venv-serve, which is not made"),
-]
+pytestmark = needs_vllm
 
 
 def flagvega(*words: str) -> dict[str, Any]:
