@@ -53,14 +53,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A process, for as long as it is needed; whatever it started ends with it."""
+def started(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Iterator[int]:
+    """The id of a process, for as long as it is needed; whatever it started ends with it."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             argv, stdout=file, stderr=file, cwd=ROOT, env={**os.environ, **(env or {})}, start_new_session=True
         )
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

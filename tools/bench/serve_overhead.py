@@ -18,9 +18,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from hardware.emulated.clock import cpu_s  # noqa: E402
 from tools.bench.serve_engines import Engine, free_port, running, started, wait_ready  # noqa: E402
 from tools.bench.serve_load import Request, draw, make_text, send, session, throughput  # noqa: E402
 from tools.bench.serve_routing import MAX_CPU_SHARE, MAX_LATE_SHARE, CpuTime  # noqa: E402
@@ -38,12 +41,13 @@ async def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         instance = {"id": 0, "url": engine.url, "slots": SLOTS}
         settings.write_text(json.dumps({"port": port, "instances": [instance], "probing": {"slow_start_s": 0}}))
         argv = [sys.executable, "-P", "-m", "flagvega.serve", "--config", str(settings)]
-        with started(argv, folder / "gateway.log"):
+        with started(argv, folder / "gateway.log") as pid:
             ways = {"direct": engine.url, "gateway": f"http://127.0.0.1:{port}"}
             for url in ways.values():
                 await wait_ready(url, engine.model)
             cpu, before = CpuTime(), engine.lateness()
             rates: dict[str, list[float]] = {way: [] for way in ways}
+            took_s = cpu_s([psutil.Process(pid)])
             for seed in range(arguments.rounds):
                 for way in sorted(ways, reverse=bool(seed % 2)):
                     requests = iter(draw(seed, way, 1000.0, 2.0))
@@ -51,6 +55,7 @@ async def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                         await throughput(ways[way], engine.model, SLOTS // 2, arguments.seconds, requests)
                     )
                     print(f"  {way:<8} {rates[way][-1]:.1f} tokens/s", flush=True)
+            took_s = cpu_s([psutil.Process(pid)]) - took_s
             firsts = await first_tokens(ways, engine, arguments.singles)
             late_s, chip_s = (now - then for now, then in zip(engine.lateness(), before, strict=True))
             return {
@@ -59,6 +64,7 @@ async def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 "first_s": {way: median(found) for way, found in firsts.items()},
                 "added_s": median(late - soon for soon, late in zip(firsts["direct"], firsts["gateway"], strict=True)),
                 "singles": arguments.singles,
+                "gateway_cpu_s_per_token": took_s / (sum(rates["gateway"]) * arguments.seconds),
                 "cpu_share": cpu.share(),
                 "late_share": late_s / chip_s if chip_s else 0.0,
             }
@@ -83,6 +89,7 @@ def judge(row: dict[str, Any]) -> int:
     print(
         f"{row['chip']}: first token after {1e3 * row['first_s']['direct']:.1f} ms, through the gateway "
         f"{1e3 * row['added_s']:.2f} ms later (median of {row['singles']} pairs); "
+        f"{1e6 * row['gateway_cpu_s_per_token']:.0f} us of a processor for a token; "
         f"cpu {row['cpu_share']:.0%}, late {row['late_share']:.2%}"
     )
     paced = row["chip"] != "cpu"
