@@ -1,18 +1,18 @@
 """How few trials the serve tuner needs: replays it on grids of a real vLLM, each point of which was measured once.
 
 ``python tools/bench/serve_tune.py`` replays and fails when the tuner needs more than a third of a grid's points to find
-one within 2 % of the best. ``--collect NAME`` measures what is missing of a grid: vLLM on emulated chips, each point a
-run of its own through the keeper, under the load that the case says; what a busy host made late does not count.
+one within 2 % of the best; it also tells how well a trial predicts the others. ``--collect NAME`` measures what is
+missing of a grid: vLLM on emulated chips, each point a run of its own through the keeper, under the load that the case
+says; what a busy host made late does not count. Kept are the answers, from which steps are learned anew each time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -29,9 +29,10 @@ from flagvega.actions.call import OPTIONS, Call
 from flagvega.actions.serve_trials import Load, run_trial, trial_spec
 from flagvega.actions.tune_serving import Question, ask
 from flagvega.config.command import parse
-from flagvega.records import write_json
+from flagvega.records import append_json_line, read_json, read_json_lines
 from flagvega.serve.load import Bench
-from flagvega.serve.tuning.model import Configuration, GuidedByTraffic, Knowledge
+from flagvega.serve.tuning.answers import ANSWERS_FILE, answers_of_json
+from flagvega.serve.tuning.model import Configuration, GuidedByTraffic, Knowledge, steps_of
 from flagvega.serve.tuning.score import UNIT, least_s
 from flagvega.tune.candidates import Choice, Seen, read_settings
 from flagvega.tune.pool import Pool
@@ -58,6 +59,7 @@ class Case:
     port: int
     space: Mapping[str, list[Any]]
     traffic: Mapping[str, Any]
+    num_devices: int = 1
 
 
 CASES: Final = (
@@ -72,6 +74,13 @@ CASES: Final = (
         {"max_num_seqs": [4, 8, 12, 16, 24, 48], "max_num_batched_tokens": [128, 512]},
         {"rate_per_s": 3, "input_tokens": {"from": 32, "to": 256}, "output_tokens": {"from": 16, "to": 48},
          "num_requests": 60, "seed": 3, "targets": {"first_token_s": 1.5, "per_token_s": 0.14}},
+    ),
+    Case(
+        "small-several", "emu-s", 8440,
+        {"tensor_parallel_size": [1, 2], "instance": [1, 2], "max_num_seqs": [4, 8, 16, 32]},
+        {"rate_per_s": 6, "input_tokens": {"from": 32, "to": 256}, "output_tokens": {"from": 16, "to": 48},
+         "num_requests": 70, "seed": 3, "targets": {"first_token_s": 1.5, "per_token_s": 0.14}},
+        num_devices=2,
     ),
 )  # fmt: skip
 
@@ -89,8 +98,10 @@ def call_of(case: Case, folder: Path) -> Call:
     }  # fmt: skip
     config = {
         "experiment": experiment, "serve": [{"serve_id": "tiny", "chip": case.chip, "engine_args": arguments}],
-        "traffic": case.traffic, "cluster": {"nodes": [{"chip": case.chip, "devices": 1}]},
+        "traffic": case.traffic, "cluster": {"nodes": [{"chip": case.chip, "devices": case.num_devices}]},
     }  # fmt: skip
+    if case.num_devices > 1:
+        config["gateway"] = {"port": case.port + case.num_devices}
     (folder / "bench.yaml").write_text(yaml.safe_dump(config))
     words = ["--config-path", str(folder), "--config-name", "bench"]
     return Call(parse(words, {}, OPTIONS), Console(quiet=True))
@@ -117,20 +128,22 @@ def collect(case: Case, seconds: float, part: int, num_parts: int) -> None:
                 outcome = run_trial(call, trial_spec(each.part, folder / "trial"), load)
                 print(dict(each.settings), outcome.status, outcome.reason, outcome.time_s, outcome.facts, flush=True)
                 if outcome.status == "ok":
-                    _keep(case, {"point": each.point(0).record, "outcome": asdict(outcome)})
+                    _keep(case, each, outcome, read_json(folder / "trial" / ANSWERS_FILE))
 
 
-def _keep(case: Case, row: Mapping[str, Any]) -> None:
-    """Add a point; another part of the grid may be measured at the same time."""
+def _keep(case: Case, point: Configuration, outcome: Outcome, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Add a point, with its answers in place of what was learned from them."""
+    instances = [{**each, "steps": None} for each in outcome.details["instances"]]
+    kept = asdict(replace(outcome, details={**outcome.details, "instances": instances}))
     GRIDS.mkdir(exist_ok=True)
     with FileLock(Path(tempfile.gettempdir()) / f"serve-tune-{case.name}.lock"):
-        write_json(GRIDS / f"{case.name}.json", {"case": case.name, "points": [*read_grid(case).values(), row]})
+        row = {"point": point.point(0).record, "outcome": kept, "answers": answers}
+        append_json_line(GRIDS / f"{case.name}.jsonl", row)
 
 
 def read_grid(case: Case) -> dict[str, dict[str, Any]]:
     """The points of a grid by their keys."""
-    path = GRIDS / f"{case.name}.json"
-    rows = json.loads(path.read_text())["points"] if path.exists() else []
+    rows = read_json_lines(GRIDS / f"{case.name}.jsonl")
     return {Choice(read_settings(row["point"])).key: row for row in rows}
 
 
@@ -183,10 +196,36 @@ class Grid:
 def open_grid(case: Case, folder: Path) -> Grid:
     """The kept grid of a case."""
     question = ask(call_of(case, folder))
-    rows = {key: row["outcome"] for key, row in read_grid(case).items()}
-    outcomes = {key: Outcome(**{**row, **{name: tuple(row[name]) for name in ("steps", "busy", "notes")}})
-                for key, row in rows.items()}  # fmt: skip
-    return Grid(case, question, outcomes)
+    rows = read_grid(case)
+    found = ((each, rows[each.point(0).key]) for each in question.candidates if each.point(0).key in rows)
+    return Grid(case, question, {each.point(0).key: _outcome(each, row) for each, row in found})
+
+
+def _outcome(point: Configuration, row: Mapping[str, Any]) -> Outcome:
+    """A kept point as its trial would have ended today: what its answers say of steps is learned anew."""
+    kept = row["outcome"]
+    details = kept["details"]
+    if "answers" in row:  # the second grid is older than that
+        told = zip(details["instances"], steps_of(point.seats, answers_of_json(row["answers"])), strict=True)
+        details = {**details, "instances": [{**each, "steps": asdict(sums)} for each, sums in told]}
+    tuples = {name: tuple(kept[name]) for name in ("steps", "busy", "notes")}
+    return Outcome(**{**kept, **tuples, "details": details})
+
+
+def errors(grid: Grid) -> list[float]:
+    """By how much what one trial predicts of another is off, as a share: of all pairs with instances of one form."""
+    found = []
+    keyed = ((each, grid.outcomes.get(each.point(0).key)) for each in grid.question.candidates)
+    points = [(each, outcome) for each, outcome in keyed if outcome]
+    for tried, outcome in points:
+        knowledge = Knowledge(grid.question.traffic, grid.question.targets)
+        knowledge.learn(tried, Trial(**vars(outcome), key="", point=tried.point(0).record, number=1))
+        for other, measured in points:
+            if other is not tried and {each.form for each in other.seats} == {each.form for each in tried.seats}:
+                assert measured.time_s is not None
+                expected_s, _ = knowledge.time_s(other.seats)
+                found.append(max(expected_s / measured.time_s, measured.time_s / expected_s) - 1)
+    return found
 
 
 def replay(grid: Grid) -> bool:
@@ -209,6 +248,11 @@ def replay(grid: Grid) -> bool:
         middle = median(sampled)
         print(f"  Optuna   {mean(sampled):>5.1f} trials in the mean of {SAMPLER_SEEDS} seeds, median {middle:g}")
     print(f"  in order {in_order:>5} trials")
+    off = sorted(errors(grid))
+    print(
+        f"  what one trial predicts of another is off by {mean(off):.1%} in the mean, {median(off):.1%} in the median,"
+    )
+    print(f"  {off[-1]:.0%} at most ({len(off)} pairs with instances of one form)")
     return needed <= allowed and ratio <= NEAR
 
 
