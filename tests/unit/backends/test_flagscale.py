@@ -50,8 +50,8 @@ def test_table_and_page_are_what_their_generator_writes(tool: ModuleType) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["use_dualpipev", "moe_fb_overlap", "peft_type", "lora_dim", "lora_target_modules", "extra_vocab_size", "vision_root",
-     "moe_router_enable_expert_bias", "mtp_num_layers", "multi_latent_attention", "no_load_optim"],
+    ["use_dualpipev", "moe_fb_overlap", "peft_type", "lora_dim", "lora_target_modules", "extra_vocab_size",
+     "vision_root", "moe_router_enable_expert_bias", "mtp_num_layers", "multi_latent_attention", "no_load_optim"],
 )  # fmt: skip
 def test_what_newer_examples_of_flagscale_ask_for_beyond_this_engine_is_answered(name: str) -> None:
     assert keys()[name].target == "unsupported"
