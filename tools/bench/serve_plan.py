@@ -198,6 +198,8 @@ def measure_mix(
 
 def put(folder: Path, loads: Sequence[Traffic], targets: Targets, bench: Bench) -> Iterator[tuple[Outcome, float]]:
     """Run what was planned into ``folder``, put each load on its gateway, and end it; with the share of lateness."""
+    for file in folder.glob("logs/*/emulated-*.json"):
+        file.unlink()  # of a run before
     flagvega("--config-path", str(folder), "--config-name", "planned", "action=run", "detach=true")
     directory = RunDirectory(folder)
     try:
