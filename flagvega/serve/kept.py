@@ -113,9 +113,9 @@ class Kept:
         return is_healthy(self.facts["url"]) and not is_ejected(run_dir, self.facts.get("id"))
 
     def _lost(self, reason: str) -> None:
-        was_ready = self.state == "ready"
+        has_served = self.state == "ready" or self.restarts > 0
         self.end()
-        if was_ready and self.restarts < MAX_RESTARTS:
+        if has_served and self.restarts < MAX_RESTARTS:
             self.restarts += 1
             self.tell("restart", reason=f"{reason}; started again ({self.restarts} of {MAX_RESTARTS})")
             self.start()
