@@ -68,7 +68,7 @@ class Far:
 
     def _note(self, name: str, reason: str) -> None:
         if name == "start":
-            self.state = "starting"
+            self.state, self.has_ended = "starting", False  # its host may be back before it was missed
         elif name == "serving":
             self.state, self.trouble = "ready", ""
         elif name == "restart":

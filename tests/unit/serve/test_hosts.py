@@ -66,6 +66,9 @@ def test_its_instances_do_what_their_keeper_wrote_down_in_this_run(directory: Ru
     host.look()
     assert (instance.state, instance.trouble, instance.has_ended) == ("failed", "it ended by itself", True)
     assert not host.trouble
+    tell(directory, 106.0, "start")
+    host.look()
+    assert (instance.state, instance.has_ended) == ("starting", False)
 
 
 def test_it_is_gone_when_its_run_has_ended_and_it_is_silent(directory: RunDirectory, clock: list[float]) -> None:
