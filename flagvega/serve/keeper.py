@@ -94,8 +94,7 @@ class Keeper:
             if code == 0:
                 return self._leave(int(ExitCode.DONE), "")
             if code is not None:
-                self.instances[0].state = "failed"
-                self.instances[0].trouble = f"the batch ended with code {code}; its log: {self.batch_log}"
+                self.trouble = f"the batch ended with code {code}; its log: {self.batch_log}"
             time.sleep(POLL_S)
 
     def _all(self) -> list[Kept]:
@@ -131,10 +130,15 @@ class Keeper:
             self.trouble = f"the host {host.name}, where the gateway is, is gone: {host.trouble}"
 
     def _can_go_on(self) -> bool:
-        """Whether enough is left: on one host all instances, on several any; those that are lost are told once each."""
+        """Whether enough is left: on several hosts any instance, on one, and for a batch, all.
+
+        Those that are lost are told once each.
+        """
         if self.gateway and self.gateway.state == "failed":
             self.trouble = f"the gateway: {self.gateway.trouble}; its log: {self.gateway.log_file}"
         lost = [each for each in self._everywhere() if each.state == "failed"]
+        if self.hosts and self.batch and lost and not self.trouble:
+            self.trouble = f"the batch waits for an instance that is lost: {lost[0].trouble}"
         if self.trouble or not self.hosts:
             return not (self.trouble or lost)
         for each in lost:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flagvega.records import read_json_lines, write_json
+from flagvega.records import append_json_line, read_json_lines, write_json
 from tests.conftest import ROOT
 
 TOY = ROOT / "tests" / "toy" / "server.py"
@@ -28,7 +28,7 @@ PATIENCE_S = 60.0
 class Kept:
     """A keeper at work."""
 
-    def __init__(self, directory: Path, ways: list[str], gateway: str = "") -> None:
+    def __init__(self, directory: Path, ways: list[str], gateway: str = "", **more: Any) -> None:
         self.directory, self.ports = directory, [free_port() for _ in ways]
         for folder in ("job", "events", "logs"):
             (directory / folder).mkdir()
@@ -40,7 +40,7 @@ class Kept:
         port = str(free_port())
         entry = {"argv": [sys.executable, str(TOY), port, gateway], "env": {}, "model": "toy", "start_s": 30,
                  "url": f"http://127.0.0.1:{port}"}  # fmt: skip
-        written = {"instances": instances, "scratch": ["scratch"]} | ({"gateway": entry} if gateway else {})
+        written = {"instances": instances, "scratch": ["scratch"]} | ({"gateway": entry} if gateway else {}) | more
         (directory / "scratch").mkdir()
         (directory / "scratch" / "of an earlier run").touch()
         write_json(directory / "job" / "serve.json", written)
@@ -81,8 +81,8 @@ def free_port() -> int:
 def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     started: list[Kept] = []
 
-    def begin(*ways: str, gateway: str = "") -> Kept:
-        started.append(Kept(tmp_path, list(ways), gateway))
+    def begin(*ways: str, gateway: str = "", **more: Any) -> Kept:
+        started.append(Kept(tmp_path, list(ways), gateway, **more))
         return started[-1]
 
     yield begin
@@ -227,3 +227,23 @@ def test_without_its_gateway_a_run_has_failed(keep: Callable[..., Kept]) -> None
     (end,) = kept.events(0, "exit")
     assert end["code"] == 1
     assert "the gateway: it ended by itself, with code 0" in end["reason"]
+
+
+def test_a_batch_that_fails_ends_a_run_of_several_hosts_too(keep: Callable[..., Kept]) -> None:
+    kept = keep("", batch=["false"], hosts=["one", "two"])
+    assert kept.process.wait(PATIENCE_S) == 1
+    (end,) = kept.events(0, "exit")
+    assert end["code"] == 1
+    assert "the batch ended with code 1" in end["reason"]
+
+
+def test_a_batch_does_not_wait_for_an_instance_of_another_host_that_is_lost(keep: Callable[..., Kept]) -> None:
+    other = {"position": 1, "id": 1, "url": "http://127.0.0.1:1"}
+    kept = keep("", batch=["sleep", "600"], hosts=["one", "two"], others=[other])
+    kept.wait(lambda: kept.events(0, "serving"))
+    file = kept.directory / "events" / "rank-1.jsonl"
+    append_json_line(file, {"time": time.time(), "event": "exit", "code": 1, "reason": "it was killed"})
+    assert kept.process.wait(PATIENCE_S) == 1
+    (end,) = kept.events(0, "exit")
+    assert end["code"] == 1
+    assert end["reason"] == "the batch waits for an instance that is lost: it was killed"
