@@ -19,7 +19,7 @@ from flagvega.layout.serving import serve_plan_to_json
 from flagvega.records import write_json, write_text, writing
 from flagvega.serve.advice import Gain, find_changes, find_gains, find_limit, misses, rate_of, tell_roles
 from flagvega.serve.choose import choose
-from flagvega.serve.fleets import Outlook, Problem, holds
+from flagvega.serve.fleets import Outlook, Problem, devices_of, holds
 from flagvega.serve.kinds import Kind
 from flagvega.serve.place import place
 from flagvega.serve.tables import fleet_table, gains_table
@@ -79,9 +79,7 @@ def _facts(outlook: Outlook, question: Question, rate: float, changes: Sequence[
     if outlook.has_roles:
         passing = problem.passing
         yield f"handing a prompt over was measured: {passing.base_s:.3g} s and {passing.token_s:.3g} s for each token"
-    used = Counter[str]()
-    for kind, number in outlook.fleet:
-        used[kind.row.chip] += kind.row.num_devices * number
+    used = devices_of(outlook.fleet)
     for chip, count in problem.counts.items():
         if left := count - used[chip]:
             yield f"left idle: {left} x {chip}"

@@ -15,6 +15,7 @@ from flagvega.serve.fleets import (
     POOLED,
     Outlook,
     Problem,
+    add,
     holds,
     look,
     merge,
@@ -98,8 +99,7 @@ def _trim(best: Outlook, problem: Problem, deadline: float) -> Outlook:
         for kind, _ in sorted(
             best.fleet, key=lambda pair: (-pair[0].price_per_hour, -pair[0].row.num_devices, pair[0].rate_per_s)
         ):
-            fewer = tuple((each, number - (each is kind)) for each, number in best.fleet)
-            fleet = tuple(pair for pair in fewer if pair[1])
+            fleet = add(best.fleet, {kind: -1})
             outlook = look(fleet, problem) if works(fleet, problem) else None
             if outlook and outlook.outcome.good_share >= least:
                 best, trying = outlook, True

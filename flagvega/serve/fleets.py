@@ -87,13 +87,21 @@ class Outlook:
     @property
     def num_devices(self) -> int:
         """Of all its instances."""
-        return sum(kind.row.num_devices * number for kind, number in self.fleet)
+        return devices_of(self.fleet).total()
 
 
 def members_of(fleet: Fleet) -> Iterator[Kind]:
     """A kind for each instance."""
     for kind, number in fleet:
         yield from [kind] * number
+
+
+def devices_of(fleet: Fleet) -> Counter[str]:
+    """By chip."""
+    used = Counter[str]()
+    for kind, number in fleet:
+        used[kind.row.chip] += kind.row.num_devices * number
+    return used
 
 
 def price_of(fleet: Fleet) -> float:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from flagvega.serve.fleets import Fleet, Outlook, Problem, add, look, merge, pack, works
+from flagvega.serve.fleets import Fleet, Outlook, Problem, add, devices_of, look, members_of, merge, pack, works
 from flagvega.serve.kinds import Kind
 
 STEP: Final = 0.002
@@ -50,9 +50,8 @@ def _climb(problem: Problem, start: Fleet, deadline: float, fixed: bool) -> Outl
 
 def _steps(problem: Problem, fleet: Fleet, fixed: bool) -> Iterator[Fleet]:
     """Sets in which one instance has another role, or that have one more."""
-    used = Counter[str]()
-    for kind, number in fleet:
-        used[kind.row.chip] += kind.row.num_devices * number
+    used = devices_of(fleet)
+    for kind, _ in fleet:
         for other in (*problem.kinds, *problem.split):
             if other.row is kind.row and other is not kind:
                 yield add(fleet, {kind: -1, other: 1})
@@ -75,7 +74,7 @@ def _share_out(fleet: Fleet, problem: Problem) -> tuple[list[Kind], float]:
 
     The rate is had when one of them does both in the right proportion.
     """
-    rows = [kind.row for kind, number in fleet for _ in range(number)]
+    rows = [kind.row for kind in members_of(fleet)]
     parts = [(problem.find(row, "prefill"), problem.find(row, "decode")) for row in rows]
     rates = [tuple(kind.rate_per_s if kind else 0.0 for kind in pair) for pair in parts]
     order = sorted(range(len(rows)), key=lambda i: -rates[i][0] / (sum(rates[i]) or 1.0))
