@@ -16,6 +16,7 @@ from flagvega.cluster.source import where_of
 from flagvega.config.blocks import PlanBlock
 from flagvega.config.spec import Service, Spec
 from flagvega.errors import ConfigError, Fault, NoPlanError
+from flagvega.layout.serving import Instance
 from flagvega.platform import find_chip
 from flagvega.serve.advice import why_never
 from flagvega.serve.curve import DEFAULT_STEP_TOKENS, PROFILE_FILE, Passing, Row, passing_of, read_serve_profile
@@ -31,6 +32,8 @@ _KEYS: Final = ("profile", "objective", "time_s", "max_tp")
 _FREE: Final = ("max_num_seqs", "max_num_batched_tokens", "port", "host", "served_model_name", "tensor_parallel_size",
                 "pipeline_parallel_size", "model")  # fmt: skip
 """Arguments that may differ from those that were measured: the plan sets them, or they change no time."""
+
+_Seat = tuple[Service, Instance]
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,13 @@ def _with_roles(call: Call, spec: Spec, problem: Problem, rows: Sequence[Row], p
     """The problem with readers and writers among its kinds; or as it was, and why there are none."""
     if passing is None:
         return problem, "what handing a prompt over takes was not measured (action=profile roles=true)"
-    refused = {
-        frozenset((one.name, other.name)): why
-        for one, other in combinations_with_replacement(rows, 2)
-        if (why := _find_refusal(call, spec, one, other))
-    }
-    if len(refused) == len(rows) * (len(rows) + 1) / 2:
+    seats = [_seat(spec, row) for row in rows]
+    told = [
+        (frozenset((rows[i].name, rows[j].name)), _find_refusal(call, spec, seats[i], seats[j]))
+        for i, j in combinations_with_replacement(range(len(rows)), 2)
+    ]
+    refused = {names: why for names, why in told if why}
+    if len(refused) == len({names for names, _ in told}):
         return problem, next(iter(refused.values()))
     found = (
         find_kind(row, problem.traffic, problem.targets, prices[row.chip] * row.num_devices, role)
@@ -97,14 +101,17 @@ def _with_roles(call: Call, spec: Spec, problem: Problem, rows: Sequence[Row], p
     return replace(problem, split=split, passing=passing, apart=frozenset(refused)), ""
 
 
-def _find_refusal(call: Call, spec: Spec, one: Row, other: Row) -> str:
+def _seat(spec: Spec, row: Row) -> _Seat:
+    """A form as a service, and an instance of it: to place one may take a look at the host's devices."""
+    service = formed(base_of(spec, row), row, spec)
+    return service, place(replace(spec, services=(service,)))[1].instances[0]
+
+
+def _find_refusal(call: Call, spec: Spec, one: _Seat, other: _Seat) -> str:
     """Why one form cannot read for another, as the engine says; empty where it can."""
-    services = tuple(
-        replace(formed(base_of(spec, row), row, spec), name=role, role=role)
-        for role, row in zip(PARTS, (one, other), strict=True)
-    )
-    instances = [place(replace(spec, services=(service,)))[1].instances[0] for service in services]
-    instances = [replace(instance, id=i) for i, instance in enumerate(instances)]
+    seats = list(zip(PARTS, (one, other), strict=True))
+    services = tuple(replace(service, name=role, role=role) for role, (service, _) in seats)
+    instances = [replace(seat, id=i, service=role, role=role) for i, (role, (_, seat)) in enumerate(seats)]
     pair = replace(spec, services=services)
     faults = [*call.server.check(pair), *call.server.check_plan(pair, instances)]
     return faults[0].what if faults else ""
