@@ -59,6 +59,8 @@ def put_port(
 ) -> tuple[Service, ...]:
     """The services, with ``deploy.port`` where clients ask: in the ``gateway`` block, else at the one instance."""
     deploy, prefix = find_deploy(experiment)
+    if experiment.deploy not in (None, deploy):
+        report.fault(PLACES[1], f"it differs from {PLACES[0]}", "keep one of them")
     path = f"{prefix}.port"
     if deploy.port is None or not services:
         return services

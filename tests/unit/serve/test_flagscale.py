@@ -49,6 +49,14 @@ def test_the_port_of_deploy_wins_over_an_instances_and_keeps_it_off(dryrun: Dryr
     assert "gateway.port: it is 8080, and experiment.runner.deploy.port 8000" in faults
 
 
+def test_two_places_of_deploy_must_agree(dryrun: Dryrun) -> None:
+    alike = experiment(runner={"deploy": {"port": 6701}}, deploy={"port": 6701})
+    assert "--port=6701" in dryrun([ONE], experiment=alike)["commands"][0]["argv"]
+    unlike = experiment(runner={"deploy": {"port": 6701}}, deploy={"port": 6702})
+    faults = whats(dryrun([ONE], ExitCode.CONFIG, experiment=unlike))
+    assert "experiment.deploy: it differs from experiment.runner.deploy" in faults
+
+
 def test_what_deploy_does_not_have_is_told(dryrun: Dryrun) -> None:
     faults = whats(dryrun([ONE], ExitCode.CONFIG, experiment=experiment(runner={"deploy": {"prefil_num": 2}})))
     assert "did you mean 'prefill_num'" in faults
