@@ -16,7 +16,7 @@ from random import Random
 from statistics import median
 from typing import Any, Final
 
-from flagvega.records import append_json_line, read_json
+from flagvega.records import append_json_line, read_json, read_json_lines
 from flagvega.serve.gateway.handover import KEEP
 from flagvega.serve.gateway.question import TRANSFER
 from flagvega.serve.load import LoadError
@@ -29,18 +29,21 @@ TOKENS: Final = range(1, 200)
 
 
 def measure_pair(run_dir: Path) -> None:
-    """Prompts of several lengths, one at a time."""
+    """Prompts of several lengths, one at a time; what has an answer is not measured again."""
     job = read_json(run_dir / MEASURE_FILE)
     while any(find_trouble(url, job["model"]) for url in job["urls"]):
         time.sleep(WAIT_S)
     listed = fetch_text(f"{job['urls'][0]}/v1/models", ASK_S, KEY_ENV)
     most = json.loads(listed)["data"][0].get("max_model_len") if listed else None
-    rng = Random(0)
+    rng, file = Random(0), run_dir / ANSWERS_FILE
+    known = {row["number"] for row in read_json_lines(file)}
     for tokens in reading_lengths(most, job["step_tokens"]):
+        if tokens in known:
+            continue
         prompts = [rng.choices(TOKENS, k=tokens) for _ in range(READ_TIMES)]
         seconds = median(_hand_over(job, prompt) for prompt in prompts)
-        append_json_line(run_dir / ANSWERS_FILE, {"what": "handover", "number": tokens, "first_token_s": seconds})
-    append_json_line(run_dir / ANSWERS_FILE, {"what": "done", "number": None})
+        append_json_line(file, {"what": "handover", "number": tokens, "first_token_s": seconds})
+    append_json_line(file, {"what": "done", "number": None})
 
 
 def _hand_over(job: Mapping[str, Any], prompt: Sequence[int]) -> float:
