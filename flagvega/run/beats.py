@@ -33,7 +33,7 @@ class Beat:
 
     def _work(self) -> None:
         while not self._done.wait(BEAT_S):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # a network's folder that fails once must not silence us for good
                 os.utime(self._file)
 
 
