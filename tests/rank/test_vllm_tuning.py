@@ -16,18 +16,15 @@ from flagvega.records import read_json_lines
 from flagvega.run.directory import RunDirectory
 from flagvega.run.processes import find_processes
 from tests.conftest import ROOT
-from tests.rank.test_serve_plan import SERVING_PYTHON, flagvega
+from tests.rank.served import needs_vllm
+from tests.rank.test_serve_plan import flagvega
 from tools.bench.serve_engines import free_port
 from tools.bench.tiny_model import ENGINE_ARGS, make_tiny_model
 
 START_S = 400.0
 GONE_S = 90.0
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(not SERVING_PYTHON.exists(), reason="vLLM is in .venv-serve, which is not made"),
-]
+pytestmark = [*needs_vllm, pytest.mark.timeout(1200)]
 
 
 def write_search(folder: Path) -> tuple[str, ...]:
