@@ -27,6 +27,7 @@ REFUSED: Mapping[str, str] = {
     "config": "write the arguments themselves",
     "data_parallel_size": "write resources.num_replicas: each replica is an instance of its own",
     "distributed_executor_backend": "instances are on one host, and vLLM chooses",
+    "hf_token": "delete it: models are folders of the host, and nothing is downloaded",
     "middleware": _CODE,
     "nnodes": "an instance is on one host",
     "worker_cls": _CODE,

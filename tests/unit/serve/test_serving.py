@@ -145,15 +145,16 @@ def test_an_address_that_is_a_hosts_own_alone_is_no_place_to_be_reached_at() -> 
 
 
 def test_all_mistakes_are_named_with_their_places(dryrun: Dryrun) -> None:
-    wrong = service(max_model_length=5, dtype="float17", port="eighty", api_key="secret")
+    wrong = service(max_model_length=5, dtype="float17", port="eighty", api_key="secret", hf_token="hf_secret")
     faults = whats(dryrun([wrong, {"serve_id": "m", "engine": "sglung"}, {"serve_id": "x", "module": "a.py"}],
                           ExitCode.CONFIG))  # fmt: skip
     for words_ in (
         "exp.yaml:", "serve[0].engine_args.max_model_length", "did you mean", "'dtype' cannot be", "float16",
-        "'port': expected an integer", "export VLLM_API_KEY", "serve[1].engine", "known: vllm",
+        "'port': expected an integer", "export VLLM_API_KEY", "nothing is downloaded", "serve[1].engine", "known: vllm",
         "not a Python module",
     ):  # fmt: skip
         assert words_ in faults, words_
+    assert "secret" not in faults
 
 
 def test_flagscales_replicas_and_devices_are_read(dryrun: Dryrun) -> None:
