@@ -135,7 +135,10 @@ class Instance:
         return min(1.0, max(LEAST_SHARE, (now - self.ready_at) / self._slow_start_s))
 
     def forecast(self, prompt_tokens: float, output_tokens: float, width: int, now: float) -> Forecast:
-        """When a request would have its first token and its last."""
+        """When a request would have its first token and its last.
+
+        That an instance is new makes others be chosen before it; it is no reason to refuse what it can begin in time.
+        """
         num, slots = self.num_sequences, self.capacity.slots
         step_s = self.capacity.step_s(num + width)
         if num + width <= slots or not self.flights:
@@ -143,8 +146,7 @@ class Instance:
         else:
             first_s = self._slot_free_s(now, step_s) + self.capacity.prefill_s(prompt_tokens)
         finish_s = first_s + max(0.0, output_tokens / width - 1) * step_s
-        share = self.share(now)
-        return Forecast(first_s / share, finish_s / share)
+        return Forecast(first_s, finish_s / self.share(now))
 
     def next_step_s(self, width: int) -> float:
         """Seconds of a step with so many sequences more than it has."""

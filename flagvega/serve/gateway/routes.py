@@ -98,7 +98,8 @@ def _pairs(able: Sequence[One], load: Load[One], now: float) -> Iterator[tuple[R
         for writer, writing, step_s in writings:
             if _may_pair(reader, writer):
                 first_s = max(reading.first_s + step_s, writing.first_s)
-                finish_s = first_s + writing.finish_s - writing.first_s
+                begin_s = max(reading.finish_s + step_s, writing.first_s)
+                finish_s = begin_s + writing.finish_s - writing.first_s
                 yield Route(writer, HANDED_TOKENS, reader, tokens), Forecast(first_s, finish_s)
 
 

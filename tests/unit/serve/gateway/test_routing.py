@@ -99,6 +99,23 @@ def test_a_new_instance_gets_little_at_first() -> None:
     assert placed.count(1) < 8
 
 
+def test_a_new_instance_is_not_taken_to_begin_late_for_being_new() -> None:
+    fleet = fleet_of(capacity(2, 100), slow_start_s=30.0, first_token_s=3.0)
+    assert place_many(fleet, 4, max_tokens=100) == [0] * 4
+
+
+def test_new_pairs_come_after_old_ones_and_are_not_refused() -> None:
+    reader, writer = capacity(4, 400) | {"role": "prefill"}, capacity(4, 400) | {"role": "decode"}
+    fleet = fleet_of(reader, reader, writer, slow_start_s=30.0, first_token_s=0.5)
+    for each in fleet.instances[::2]:
+        each.ready_at -= 60
+    route = fleet.choose(ask(), ())
+    assert (route.reader and route.reader.id) == 0
+    fleet.instances[0].ready_at += 60
+    fleet.instances[2].ready_at += 60
+    assert fleet.choose(ask("y" * 400), ()).writer.id == 2
+
+
 def test_what_would_begin_too_late_is_refused_with_the_time_to_wait() -> None:
     fleet = fleet_of(capacity(2, 100), first_token_s=3.0)
     with pytest.raises(ApiError) as caught:
