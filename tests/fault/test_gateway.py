@@ -310,10 +310,10 @@ def test_sigterm_lets_what_is_being_answered_end_and_takes_nothing_new(served: S
     assert records[-1]["instances"][0]["decode_tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("number", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_idle_connections_cost_nobody_an_answer_and_are_closed(served: Served, number: int) -> None:
+@pytest.mark.parametrize(("number", "header_s"), [(2000, 3.0), pytest.param(10_000, 8.0, marks=pytest.mark.slow)])
+def test_idle_connections_cost_nobody_an_answer_and_are_closed(served: Served, number: int, header_s: float) -> None:
     served.add_toy()
-    served.start(limits={"header_s": 8.0})
+    served.start(limits={"header_s": header_s})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < number + 200:
         pytest.skip(f"this machine lets a process have {hard} files")

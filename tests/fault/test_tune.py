@@ -173,6 +173,7 @@ def search_of_two_hosts(folder: Path, *more: str, devices: tuple[int, int] = (2,
     return nodes[::-1]
 
 
+@pytest.mark.slow
 def test_several_hosts_run_the_trials_of_one_search(tmp_path):
     hosts = search_of_two_hosts(tmp_path, "train.system.ranks=3", "experiment.auto_tuner.control.max_trials=3")
 
@@ -224,7 +225,9 @@ def test_hosts_whose_leader_ends_leave(tmp_path, number):
     assert relatives(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_search_that_is_asked_to_end_leaves_nothing_and_a_report(tmp_path, number, code):
     conf = write_search(tmp_path, "{step_s: [0.9, 0.8]}")
     process = search(conf)
