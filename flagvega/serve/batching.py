@@ -186,16 +186,20 @@ class Engine:
 
     def forecast(self, prompt_tokens: float, output_tokens: float, width: int, now: float) -> Forecast:
         """When a request that comes now would have its first token and its last, in seconds from now."""
-        curve, num = self.curve, self.num_requests + len(self.promised) + width
-        to_read, wait_s = prompt_tokens, max(0.0, self.now_s - now)
+        num = self.num_requests + len(self.promised) + width
+        before = sum(job.to_read for job in (*self.reading, *self.waiting))
+        begun_s = max(0.0, self.now_s - now) + self.curve.overhead_s
+        first_s = begun_s + self._reading_s(before + prompt_tokens, min(num, self.slots))
         if num > self.slots:
-            wait_s += self._free_after() * self._usual_s(self.slots)
             num = self.slots
-        elif self.reading or self.waiting:
-            to_read += sum(job.to_read for job in (*self.reading, *self.waiting))
-        num_steps = ceil(to_read / max(1, curve.step_tokens - num))
-        first_s = wait_s + curve.overhead_s + num_steps * self._steps_s[num] + to_read * curve.prompt_token_s
+            freed_s = begun_s + self._free_after() * self._usual_s(num)
+            first_s = max(first_s, freed_s + self._reading_s(prompt_tokens, num))
         return Forecast(first_s, first_s + (output_tokens - 1) * self._usual_s(num))
+
+    def _reading_s(self, tokens: float, sequences: int) -> float:
+        """Seconds until so many tokens of prompts are read."""
+        num_steps = ceil(tokens / max(1, self.curve.step_tokens - sequences))
+        return num_steps * self._steps_s[sequences] + tokens * self.curve.prompt_token_s
 
     def next_step_s(self, width: int) -> float:
         """Seconds of a step with so many sequences more than it has."""

@@ -141,10 +141,9 @@ class Instance:
         """
         num, slots = self.num_sequences, self.capacity.slots
         step_s = self.capacity.step_s(num + width)
-        if num + width <= slots or not self.flights:
-            first_s = self.capacity.prefill_s(self.waiting_tokens() + prompt_tokens)
-        else:
-            first_s = self._slot_free_s(now, step_s) + self.capacity.prefill_s(prompt_tokens)
+        first_s = self.capacity.prefill_s(self.waiting_tokens() + prompt_tokens)
+        if num + width > slots and self.flights:
+            first_s = max(first_s, self._slot_free_s(now, step_s) + self.capacity.prefill_s(prompt_tokens))
         finish_s = first_s + max(0.0, output_tokens / width - 1) * step_s
         return Forecast(first_s, finish_s / self.share(now))
 

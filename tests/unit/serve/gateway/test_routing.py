@@ -116,6 +116,14 @@ def test_new_pairs_come_after_old_ones_and_are_not_refused() -> None:
     assert fleet.choose(ask("y" * 400), ()).writer.id == 2
 
 
+def test_what_is_read_before_a_prompt_counts_when_all_slots_are_taken() -> None:
+    fleet = fleet_of(capacity(2, 100, prefill=1000), first_token_s=3.0)
+    with pytest.raises(ApiError):
+        place_many(fleet, 100, max_tokens=1)
+    # Each prompt of about a hundred tokens takes a tenth of a second, and nothing is read beside it.
+    assert 26 <= fleet.num_flights <= 30
+
+
 def test_what_would_begin_too_late_is_refused_with_the_time_to_wait() -> None:
     fleet = fleet_of(capacity(2, 100), first_token_s=3.0)
     with pytest.raises(ApiError) as caught:
