@@ -200,10 +200,11 @@ def put(folder: Path, loads: Sequence[Traffic], targets: Targets, bench: Bench) 
     """Run what was planned into ``folder``, put each load on its gateway, and end it; with the share of lateness."""
     for file in folder.glob("logs/*/emulated-*.json"):
         file.unlink()  # of a run before
+    begun = time.time()
     flagvega("--config-path", str(folder), "--config-name", "planned", "action=run", "detach=true")
     directory = RunDirectory(folder)
     try:
-        wait(directory)
+        wait(directory, begun)
         for traffic in loads:
             before = lateness(folder)
             outcome = bench.measure(f"http://127.0.0.1:{GATEWAY_PORT}", SERVICE, str(MODEL), traffic, targets)
@@ -215,10 +216,10 @@ def put(folder: Path, loads: Sequence[Traffic], targets: Targets, bench: Bench) 
             time.sleep(0.5)
 
 
-def wait(directory: RunDirectory) -> None:
-    """Until the gateway and all instances serve."""
+def wait(directory: RunDirectory, begun: float) -> None:
+    """Until the gateway and all instances serve; what was told before ``begun`` is of another run."""
     deadline = time.monotonic() + START_S
-    while not any(event["event"] == "endpoint" for event in directory.events(0)):
+    while not any(event["event"] == "endpoint" and event["time"] >= begun for event in directory.events(0)):
         state = directory.read()
         if time.monotonic() > deadline or state is None or state.finished:
             raise TimeoutError(f"{directory.root} does not serve: {state and state.reason}")
