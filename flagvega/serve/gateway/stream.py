@@ -30,7 +30,8 @@ class StreamReader:
 
     def feed(self, chunk: bytes) -> int:
         """Take in bytes; the number of tokens in ``whole``, one for each event."""
-        text, mark, self._rest = (self._rest + chunk).rpartition(b"\n\n")
+        # Lines may end as HTTP's do.
+        text, mark, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").rpartition(b"\n\n")
         self.whole = text + mark
         if match := _ERROR.search(self.whole):
             self.error = _error(match[1])

@@ -108,6 +108,17 @@ def test_a_role_is_no_token_and_an_error_before_the_first_is_no_answer() -> None
     assert not reader.begun
 
 
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_lines_of_a_stream_may_end_as_those_of_http_do(size: int) -> None:
+    stream = events(TOKEN, TOKEN, b"[DONE]")
+    reader, passed, num = StreamReader(), b"", 0
+    sent = stream.replace(b"\n", b"\r\n")
+    for i in range(0, len(sent), size):
+        num += reader.feed(sent[i : i + size])
+        passed += reader.whole
+    assert (passed, num, reader.finished) == (stream, 2, True)
+
+
 @pytest.mark.parametrize("size", [1, 3, 50, 10_000])
 def test_an_error_after_the_first_token_is_no_end_and_no_part_of_the_answer(size: int) -> None:
     stream = events(TOKEN, DEAD, b"[DONE]")
