@@ -30,8 +30,7 @@ from flagvega.run.prepare import prepare
 from flagvega.serve.hosts import SERVE_FILE
 from flagvega.serve.job import gateway_address, has_gateway
 from flagvega.serve.load import Bench, LoadError
-from flagvega.serve.probe import fetch_text
-from flagvega.serve.scrape import find_label
+from flagvega.serve.probe import read_cache_tokens
 from flagvega.serve.traffic import Lengths, Outcome, Targets, Traffic, outcome_facts
 from flagvega.serve.tuning.answers import ANSWERS_FILE, answers_to_json
 from flagvega.serve.tuning.model import Seat, seats_of, steps_of
@@ -186,20 +185,18 @@ def _details(outcome: Outcome, instances: Sequence[Mapping[str, Any]], seats: Se
     sums = steps_of(seats, outcome.answers)
     return {
         "instances": [
-            {"steps": asdict(each), "cache_tokens": _cache_tokens(instance)}
+            {
+                "steps": asdict(each),
+                # Its label in the metrics of this engine.
+                "cache_tokens": read_cache_tokens(
+                    instance["url"], instance.get("metrics", {}).get("cache_tokens", ""), ASK_S
+                ),
+            }
             for instance, each in zip(instances, sums, strict=True)
         ],
         "late_s": outcome.late_s,
         "host_busy": outcome.host_busy,
     }
-
-
-def _cache_tokens(instance: Mapping[str, Any]) -> int | None:
-    """What its KV cache holds, by its own word."""
-    label = instance.get("metrics", {}).get("cache_tokens", "")
-    metrics = fetch_text(f"{instance['url']}/metrics", ASK_S) if label else None
-    cache = find_label(metrics, label) if metrics else None
-    return int(cache) if cache and cache.isdecimal() else None
 
 
 def _leave(process: subprocess.Popen[bytes]) -> None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import queue
 import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from flagvega.errors import ConfigError, Fault
 from flagvega.records import append_json_line, read_json, read_json_lines
-from flagvega.serve.probe import KEY_ENV, find_trouble
+from flagvega.serve.probe import KEY_ENV, ask, find_trouble
 
 BATCH_FILE: Final = "job/batch.json"
 RESULT_FILE: Final = "results.jsonl"
@@ -115,7 +113,7 @@ class Batch:
         trouble = ""
         for _ in range(ATTEMPTS):
             try:
-                answer = _post(f"{instance['url']}/v1/completions", question)
+                answer = json.loads(ask(f"{instance['url']}/v1/completions", question, ANSWER_S, KEY_ENV))
                 choices = answer["choices"]
                 drawn = {"logprobs": [choice["logprobs"] for choice in choices]} if "logprobs" in question else {}
                 return {
@@ -133,16 +131,6 @@ class Batch:
                 trouble = str(error)
             time.sleep(RETRY_S)
         return {"error": trouble}
-
-
-def _post(url: str, question: Mapping[str, Any]) -> Any:
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_ENV):
-        headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(url, json.dumps(question).encode(), headers)
-    # Always http, of our own making.
-    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # nosec B310
-        return json.loads(answer.read())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,6 @@ a line of ``measured.jsonl`` as it comes, and what has an answer is not measured
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,7 @@ from typing import Any, Final
 
 from flagvega.records import append_json_line, read_json, read_json_lines
 from flagvega.serve.load import Bench, LoadError
-from flagvega.serve.probe import KEY_ENV, fetch_text, find_trouble
+from flagvega.serve.probe import find_trouble, read_cache_tokens, read_max_tokens
 from flagvega.serve.traffic import Outcome, Targets, Traffic, fixed
 from flagvega.server import Command
 
@@ -76,12 +74,10 @@ class Measuring:
 
     def _limits(self) -> dict[str, Any]:
         """What the instance says of itself."""
-        models = fetch_text(f"{self.job['url']}/v1/models", ASK_S, KEY_ENV)
-        metrics, label = fetch_text(f"{self.job['url']}/metrics", ASK_S), self.job["cache_label"]
-        found = re.search(rf'\b{re.escape(label)}="(\d+)"', metrics) if metrics and label else None
+        url = self.job["url"]
         return {
-            "max_tokens": json.loads(models)["data"][0].get("max_model_len") if models else None,
-            "cache_tokens": int(found[1]) if found else None,
+            "max_tokens": read_max_tokens(url, ASK_S),
+            "cache_tokens": read_cache_tokens(url, self.job["cache_label"], ASK_S),
         }
 
     def _reading(self, tokens: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from flagvega.serve.gateway.handover import KEEP
 from flagvega.serve.gateway.question import TRANSFER
 from flagvega.serve.load import LoadError
 from flagvega.serve.measure import ANSWERS_FILE, MEASURE_FILE, READ_TIMES, WAIT_S, reading_lengths
-from flagvega.serve.probe import KEY_ENV, ask, fetch_text, find_trouble
+from flagvega.serve.probe import KEY_ENV, ask, find_trouble, read_max_tokens
 
 ASK_S: Final = 60.0
 TOKENS: Final = range(1, 200)
@@ -33,8 +33,7 @@ def measure_pair(run_dir: Path) -> None:
     job = read_json(run_dir / MEASURE_FILE)
     while any(find_trouble(url, job["model"]) for url in job["urls"]):
         time.sleep(WAIT_S)
-    listed = fetch_text(f"{job['urls'][0]}/v1/models", ASK_S, KEY_ENV)
-    most = json.loads(listed)["data"][0].get("max_model_len") if listed else None
+    most = read_max_tokens(job["urls"][0], ASK_S)
     rng, file = Random(0), run_dir / ANSWERS_FILE
     known = {row["number"] for row in read_json_lines(file)}
     for tokens in reading_lengths(most, job["step_tokens"]):

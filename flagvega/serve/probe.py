@@ -9,6 +9,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from flagvega.serve.scrape import find_label
+
 HEALTH_S = 2.0
 COMPLETION_S = 120.0
 """The first completion may compile."""
@@ -45,6 +47,20 @@ def fetch_text(url: str, timeout_s: float, key_env: str | None = None) -> str | 
         return ask(url, None, timeout_s, key_env).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return None
+
+
+def read_max_tokens(url: str, timeout_s: float) -> int | None:
+    """What an instance says that a prompt and its answer may have together; None where it does not say."""
+    models = fetch_text(f"{url}/v1/models", timeout_s, KEY_ENV)
+    most: int | None = json.loads(models)["data"][0].get("max_model_len") if models else None
+    return most
+
+
+def read_cache_tokens(url: str, label: str, timeout_s: float) -> int | None:
+    """What its KV cache holds, by a label of its metrics; None where it does not say."""
+    metrics = fetch_text(f"{url}/metrics", timeout_s) if label else None
+    cache = find_label(metrics, label) if metrics else None
+    return int(cache) if cache and cache.isdecimal() else None
 
 
 def ask(url: str, body: Any, timeout_s: float, key_env: str | None) -> bytes:
