@@ -84,11 +84,6 @@ class Outlook:
         """Of all its devices."""
         return price_of(self.fleet)
 
-    @property
-    def num_devices(self) -> int:
-        """Of all its instances."""
-        return devices_of(self.fleet).total()
-
 
 def members_of(fleet: Fleet) -> Iterator[Kind]:
     """A kind for each instance."""

@@ -22,7 +22,7 @@ from flagvega.errors import ConfigError, ExitCode
 from flagvega.serve.advice import tell_roles
 from flagvega.serve.choose import choose
 from flagvega.serve.curve import Handover, Level, Passing, Reading, Row, ServeProfile, profile_to_json
-from flagvega.serve.fleets import PARTS, Problem, holds, look, pack, price_of, take_alone, whole
+from flagvega.serve.fleets import PARTS, Problem, devices_of, holds, look, pack, price_of, take_alone, whole
 from flagvega.serve.kinds import Kind, find_kind
 from flagvega.serve.place import find_host
 from flagvega.serve.roles import find_roles, most_with_roles
@@ -78,7 +78,7 @@ def test_most_goodput_takes_every_chip_in_need_and_no_more_otherwise() -> None:
     counts = {"emu-l": 2, "emu-s": 2}
     much, little = problem(40.0, counts), problem(3.0, counts)
     full = choose(much, 10)
-    assert full.num_devices == 4
+    assert devices_of(full.fleet).total() == 4
     assert not holds(full, much)
     alone = choose(little, 10)
     assert holds(alone, little)
@@ -165,7 +165,7 @@ def test_two_that_meet_no_targets_alone_are_a_plan_together_and_one_is_none() ->
     assert find_roles(one, (), 0.0) is None
     found = find_roles(two, (), 0.0)
     assert found
-    assert choose(two, 20).num_devices == 2
+    assert devices_of(choose(two, 20).fleet).total() == 2
 
 
 def test_no_roles_take_more_than_as_much_read_as_written() -> None:
